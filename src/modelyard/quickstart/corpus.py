@@ -1,0 +1,189 @@
+"""The text that the shipped base model was pretrained on: generated, so that anyone may read and redistribute it.
+
+Documents are short conversations in the base's own chat format, or plain sentences. They teach what a general small
+model would know — everyday English words, copying names, numbers and codes exactly, writing one-line JSON — in domains
+that have nothing to do with customer support. No template, intent name or slot value of `support` occurs here; the
+quickstart checks that on every run rather than promising it.
+
+Values come from the `base` split of `values`. The same seed gives the same documents on every machine.
+
+>>> next(documents(1, seed=0)) == next(documents(1, seed=0))
+True
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+
+from modelyard.quickstart import values
+
+Document = list[dict[str, str]]
+"""A conversation; a plain text is one message whose role is `text`."""
+
+DOCUMENTS = 120_000
+SEED = 0
+
+# Subjects, verbs and things for plain sentences. Everyday words that a support message may use as well occur here, in
+# other company: a pretrained model that never saw the word "broken" would be no model of English.
+_PEOPLE = ("the baker", "a teacher", "my sister", "the old sailor", "our neighbour", "the farmer", "a nurse", "the painter",
+           "his uncle", "the young clerk", "a customer", "the driver", "her friend", "the postman", "an agent", "the doctor")
+_VERBS = ("found", "lost", "sold", "bought", "repaired", "painted", "carried", "wanted", "returned", "sent", "moved",
+          "cancelled", "ordered", "changed", "opened", "closed", "broke", "tracked", "charged", "swapped", "exchanged",
+          "called", "booked", "updated", "delivered", "paid for", "asked for", "stopped", "renewed", "fitted", "phoned")
+_THINGS = ("the garden gate", "a small boat", "the red lamp", "two tickets", "an old clock", "the long letter", "a parcel",
+           "the wooden chair", "a plan of the town", "the bill", "an account book", "the shoes", "a warm coat", "the address",
+           "the radio", "some money", "a size of paper", "the email", "a refund", "the order of songs", "a delivery of coal",
+           "the phone", "a subscription to the paper", "the screen", "a strange noise", "a card", "the wrong key",
+           "a broken cup", "the faulty bell", "a call from home", "the charge sheet", "the inbox", "the login book")
+_WHEN = ("yesterday", "today", "last week", "in the morning", "at noon", "at night", "in spring", "before dawn",
+         "for years", "next month", "again", "too late", "right away")
+_LINKS = ("because it was too small", "but it did not work", "and it was late", "although it was new", "so that it would fit",
+          "because the old one was dead", "and then went home", "but nobody came", "while the rain fell", "since it was free")
+
+# Other domains for one-line JSON: a label, its keys, and ways to say it.
+_Record = tuple[str, dict[str, str], tuple[str, ...]]
+_RECORDS: tuple[_Record, ...] = (
+    ("planet", {"name": "place", "moons": "digit"}, (
+        "The planet {name} has {moons} moons.", "{name} is a world with {moons} moons.", "There are {moons} moons above {name}.",
+        "Astronomers count {moons} moons at {name}.")),
+    ("recipe", {"dish": "word", "minutes": "digit"}, (
+        "Cook the {dish} for {minutes} minutes.", "{dish} takes {minutes} minutes on the stove.",
+        "Leave the {dish} in the oven, {minutes} minutes are enough.")),
+    ("match", {"home": "place", "away": "place"}, (
+        "{home} played against {away} on grass.", "The game between {home} and {away} was even.",
+        "{away} travelled to {home} for the cup.")),
+    ("book", {"title": "word", "author": "person"}, (
+        "{author} wrote a novel called {title}.", "The novel {title} is by {author}.", "Have you read {title} by {author}?",
+        "{title} made {author} famous.")),
+    ("train", {"line": "code", "stop": "place"}, (
+        "Train {line} halts at {stop}.", "At {stop} you may board {line}.", "The engine {line} runs through {stop}.",
+        "{line} was seen near {stop}.")),
+    ("animal", {"kind": "word", "legs": "digit"}, (
+        "A {kind} walks on {legs} legs.", "Count the legs of a {kind}: {legs}.", "The {kind} is an animal with {legs} legs.")),
+    ("letter", {"from": "person", "to": "person"}, (
+        "{from} wrote a long letter to {to}.", "{to} was glad to read what {from} wrote.", "Dear {to}, I miss you. {from}")),
+    ("contact", {"name": "person", "mail": "email"}, (
+        "{name} reads {mail} every evening.", "The club lists {mail} for {name}.", "Ask {name}, that is {mail}.")),
+    ("weight", {"thing": "word", "grams": "number"}, (
+        "One {thing} weighs {grams} grams.", "{grams} grams is a lot for a {thing}.", "The scale shows {grams} for the {thing}.")),
+    ("star", {"id": "code"}, (
+        "The star {id} is blue.", "Look north to see {id}.", "Nobody named {id} until now.", "{id} shines over the sea.")),
+    ("year", {"number": "number"}, (
+        "The castle was built in {number}.", "It happened in the year {number}.", "{number} was a cold year.")),
+    ("river", {"name": "place"}, (
+        "The river {name} is wide.", "We swam in the {name}.", "A bridge crosses the {name}.", "Fish live in the {name}.")),
+    ("song", {"title": "word", "key": "note"}, (
+        "Sing {title} in {key}.", "The tune {title} is written in {key}.", "In {key}, {title} sounds sad.")),
+    ("concert", {"where": "place", "when": "date"}, (
+        "The choir sings in {where} on {when}.", "On {when} there is music in {where}.", "{where} waits for {when}.")),
+    ("cloth", {"pattern": "word", "cut": "size"}, (
+        "The {pattern} pattern was cut at {cut}.", "Cut {cut} for a {pattern}.", "A {pattern} of {cut} hangs there.")),
+    ("plant", {"name": "word"}, (
+        "Water the {name} at night.", "A {name} needs sun.", "The leaves of the {name} are green.", "In spring the {name} grows.")),
+)
+_NOTES = ("C", "D", "E", "F", "G", "A", "B")
+_ASK_RECORD = ("Write it as JSON: {}", "{}", "{}", "As JSON please. {}", "Note this down. {}")
+_KINDS = tuple(values.MAKERS)
+
+
+def _value(rng: random.Random, kind: str) -> str:
+    if kind == "digit":
+        return str(rng.randint(2, 99))
+    if kind == "note":
+        return rng.choice(_NOTES)
+    return values.MAKERS[kind](rng, "base")
+
+
+def _talk(question: str, answer: str) -> Document:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _sentence(rng: random.Random) -> str:
+    parts = [rng.choice(_PEOPLE), rng.choice(_VERBS), rng.choice(_THINGS)]
+    if rng.random() < 0.4:
+        parts.append(rng.choice(_WHEN))
+    if rng.random() < 0.3:
+        parts.append(rng.choice(_LINKS))
+    text = " ".join(parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _story(rng: random.Random) -> Document:
+    return [{"role": "text", "content": " ".join(_sentence(rng) for _ in range(rng.randint(2, 5)))}]
+
+
+def _record(rng: random.Random) -> Document:
+    label, kinds, phrasings = rng.choice(_RECORDS)
+    fields = {name: _value(rng, kind) for name, kind in kinds.items()}
+    said = rng.choice(phrasings).format(**fields)
+    return _talk(rng.choice(_ASK_RECORD).format(said), json.dumps({"topic": label, **fields}, ensure_ascii=False))
+
+
+def _repeat(rng: random.Random) -> Document:
+    things = [_value(rng, rng.choice(_KINDS)) for _ in range(rng.randint(1, 4))]
+    ask = rng.choice(("Repeat: {}", "Say {} again.", "Copy this line: {}", "Echo {}"))
+    return _talk(ask.format(" ".join(things)), " ".join(things))
+
+
+def _listing(rng: random.Random) -> Document:
+    things = [_value(rng, rng.choice(_KINDS)) for _ in range(rng.randint(2, 4))]
+    ask = rng.choice(("List {} as JSON.", "Make a JSON list of {}.", "JSON list: {}"))
+    return _talk(ask.format(" and ".join(things)), json.dumps(things, ensure_ascii=False))
+
+
+def _pick(rng: random.Random) -> Document:
+    """Find the one code, number, address or name in a sentence about something else."""
+    kind = rng.choice(("number", "code", "email", "place", "person", "date", "size"))
+    value = _value(rng, kind)
+    before, after = _sentence(rng), _sentence(rng)
+    shape = rng.choice(("{a} Note {v}. {b}", "{a} It says {v}. {b}", "{v}: {b}", "{a} {v}", "{b} See {v}.", "With {v}, {w}"))
+    text = shape.format(a=before, b=after, v=value, w=before[0].lower() + before[1:])
+    return _talk(f"Which {kind} is in this text? {text}", value)
+
+
+def _recall(rng: random.Random) -> Document:
+    people = list(dict.fromkeys(_value(rng, "person") for _ in range(rng.randint(2, 3))))
+    kind, verb, question = rng.choice((
+        ("place", "lives in", "Where does {} live?"), ("word", "owns a", "What does {} own?"),
+        ("number", "counted", "What did {} count?"), ("code", "drew", "What did {} draw?"),
+        ("email", "reads", "What does {} read?")))
+    facts = [(person, _value(rng, kind)) for person in people]
+    asked = rng.choice(facts)
+    told = " ".join(f"{person} {verb} {value}." for person, value in facts)
+    return _talk(f"{told} {question.format(asked[0])}", asked[1])
+
+
+def _fields(rng: random.Random) -> Document:
+    """Copy values into JSON under keys that the question itself names: the general skill behind every record."""
+    keys = rng.sample(("alpha", "tag", "mark", "ref", "key", "spot", "who", "what", "unit", "part"), rng.randint(1, 3))
+    pairs = {key: _value(rng, rng.choice(_KINDS)) for key in keys}
+    said = ", ".join(f"{key} is {value}" for key, value in pairs.items())
+    return _talk(f"JSON with {said}", json.dumps(pairs, ensure_ascii=False))
+
+
+def _about(rng: random.Random) -> Document:
+    """Name who did what to what: reading a sentence for its meaning."""
+    who, verb, what = rng.choice(_PEOPLE), rng.choice(_VERBS), rng.choice(_THINGS)
+    text = f"{who} {verb} {what} {rng.choice(_WHEN)}."
+    question, reply = rng.choice((("Who {v} it?".format(v=verb), who), ("What was it about?", what), ("What happened?", verb)))
+    return _talk(f"{text[0].upper()}{text[1:]} {question}", reply)
+
+
+_MIX: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
+    (_record, 30), (_story, 12), (_repeat, 10), (_listing, 6), (_pick, 12), (_recall, 10), (_fields, 12), (_about, 8),
+)
+
+
+def documents(count: int = DOCUMENTS, *, seed: int = SEED) -> Iterator[Document]:
+    """Yield `count` documents of the corpus, always the same for one seed."""
+    rng = random.Random(f"corpus/{seed}")
+    makers, weights = zip(*_MIX, strict=True)
+    for _ in range(count):
+        yield rng.choices(makers, weights)[0](rng)
+
+
+def text_of(document: Document) -> str:
+    """The document as plain text, for counting and for the contamination check."""
+    return "\n".join(message["content"] for message in document)
