@@ -1,0 +1,21 @@
+"""Training: a base folder and rows in, an adapter folder out.
+
+    rows = load_rows(Path("train.jsonl"))                     # recognised and checked, or a DataError with file and row
+    config = TrainConfig(rank=16, epochs=2)                   # strict; a typo names its near match
+    print(preflight(Path("base"), rows, config).to_dict())    # seconds: tokens, coverage, memory, findings
+    result = train(Path("base"), rows, config, Path("work"))  # resumes by itself; result.adapter is a PEFT folder
+
+Knows folders and values only: no yard, no database, no HTTP, no terminal.
+"""
+
+from __future__ import annotations
+
+from modelyard.training.config import TrainConfig
+from modelyard.training.data import Example, Rows, load_rows
+
+__all__ = [
+    "Example",
+    "Rows",
+    "TrainConfig",
+    "load_rows",
+]
