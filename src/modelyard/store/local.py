@@ -1,0 +1,317 @@
+"""A store in a folder of the local disk.
+
+Implements `docs/design/store-format.md`; does not know what its bytes mean, nor that there is a catalog beside them.
+
+>>> import tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     store = LocalStore(Path(folder) / "yard").init()
+...     digests = store.put_file([b"some ", b"bytes"])
+...     with store.open_file(digests.blake3) as stream:
+...         stream.read()
+b'some bytes'
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes, hash_stream, read_chunks
+from modelyard.errors import ConflictError, IntegrityError, NotFoundError
+from modelyard.store import reading
+from modelyard.store.filesystem import FileSystem
+from modelyard.store.layout import SHARDS, Layout, format_bytes, frame_entry, read_format, unframe_entry
+from modelyard.store.oserrors import explained
+from modelyard.store.reading import source
+from modelyard.store.writing import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from modelyard.store.base import Area, ObjectArea
+
+__all__ = ["LocalStore"]
+
+_SMALL = 8 << 20
+"""Files up to this size are imported through memory: hashed first, written only when new."""
+
+
+class LocalStore:
+    """A `Store` in the folder `root`.
+
+    Nothing happens on construction; the first use, or `open`, checks that the folder is a yard. Safe to share between
+    threads, and with other processes.
+
+    Args:
+        root: The yard's folder.
+        filesystem: What writes; tests pass one that records or fails.
+    """
+
+    def __init__(self, root: Path, filesystem: FileSystem | None = None) -> None:
+        self.root = Path(root)
+        self._layout = Layout(self.root)
+        self._writer = Writer(self._layout.tmp, filesystem or FileSystem())
+        self._opened = False
+        self._swept = False
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self.root)!r})"
+
+    # -- opening -------------------------------------------------------------------------------------------------------
+
+    def init(self) -> LocalStore:
+        """Make the folder a yard, or put back the folders that a yard has lost; objects are never touched.
+
+        Raises `InputError` for a newer yard and `IntegrityError` where `format` is not one.
+        """
+        try:
+            read_format(self._layout)
+        except NotFoundError:
+            new = True
+        else:
+            new = False
+        self._make_folders()
+        if new:
+            self._keep(self._layout.format_file, format_bytes())
+        return self.open()
+
+    def open(self) -> LocalStore:
+        """Check that the folder is a yard that this version reads.
+
+        Raises `NotFoundError` when it is none, `InputError` (code ``newer_format``) when it is a newer one, `IntegrityError`
+        when it is damaged.
+        """
+        self._layout.check()
+        self._opened = True
+        return self
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
+        """Store the concatenation of `chunks` as a file; see `Store.put_file`."""
+        self._prepare_to_write()
+        with self._writer.incoming() as file:
+            hashing = HashingReader(chunks)
+            for chunk in hashing:
+                file.write(chunk)
+            digests = hashing.digests()
+            if not self._holds(digests):
+                file.publish(self._layout.object("files", digests.blake3), digests.size)
+        return digests
+
+    def import_file(self, path: Path) -> FileDigests:
+        """Store a copy of the file at `path`; see `Store.import_file`."""
+        self._prepare_to_write()
+        with source(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size <= _SMALL:
+                with explained(path, "read"):
+                    return self._keep_small(stream.read())
+            # Hashing is several times faster than writing: worth a pass of its own where the bytes may be there already.
+            if self._has_file_of(size):
+                with explained(path, "read"):
+                    digests = hash_stream(stream)
+                    stream.seek(0)
+                if self._holds(digests):
+                    return digests
+            return self._copy(stream, path)
+
+    def has_file(self, digest: Digest) -> bool:
+        """Whether a regular file is stored under `digest`; says nothing about its bytes."""
+        self._check_open()
+        return reading.is_regular(self._layout.object("files", digest))
+
+    def open_file(self, digest: Digest) -> BinaryIO:
+        """Open a stored file for reading; its bytes are not verified."""
+        self._check_open()
+        return os.fdopen(reading.open_regular(self._layout.object("files", digest)), "rb")
+
+    def file_path(self, digest: Digest) -> Path:
+        """The stored file itself, mode 0444: map or link it, never write to it; its bytes are not verified."""
+        self._check_open()
+        path = self._layout.object("files", digest)
+        reading.regular_size(path)
+        return path
+
+    def file_size(self, digest: Digest) -> int:
+        """Length of a stored file in bytes."""
+        self._check_open()
+        return reading.regular_size(self._layout.object("files", digest))
+
+    def verify_file(self, digest: Digest) -> None:
+        """Read a stored file; `IntegrityError` unless its bytes have this digest."""
+        self._check_open()
+        reading.verify(self._layout.object("files", digest), digest)
+
+    # -- small objects -------------------------------------------------------------------------------------------------
+
+    def put(self, area: Area, data: bytes) -> Digest:
+        """Store a small object; see `Store.put`."""
+        self._prepare_to_write()
+        digest = digest_bytes(data)
+        target = self._layout.object(area, digest)
+        if reading.fits(target, digest, len(data)):
+            self._writer.sync_folder(target.parent)
+        else:
+            self._keep(target, data)
+        return digest
+
+    def get(self, area: Area, digest: Digest) -> bytes:
+        """A small object's bytes, verified."""
+        self._check_open()
+        return reading.read_object(self._layout.object(area, digest), digest)
+
+    def has(self, area: Area, digest: Digest) -> bool:
+        """Whether an object is stored under `digest`; says nothing about its bytes."""
+        self._check_open()
+        return reading.is_regular(self._layout.object(area, digest))
+
+    def digests(self, area: ObjectArea) -> Iterator[Digest]:
+        """Every digest that is stored in `area`, ascending."""
+        self._check_open()
+        return self._layout.objects(area)
+
+    def remove(self, area: ObjectArea, digest: Digest) -> None:
+        """Remove an object, durably; one that is not there is fine."""
+        self._prepare_to_write()
+        self._writer.remove(self._layout.object(area, digest))
+
+    # -- journal -------------------------------------------------------------------------------------------------------
+
+    def publish_journal(self, seq: int, entry: bytes) -> None:
+        """Store journal entry number `seq`; see `Store.publish_journal`."""
+        self._prepare_to_write()
+        target = self._layout.journal_entry(seq)
+        if self._agrees(seq, entry):
+            return
+        framed = frame_entry(entry)
+        with self._writer.incoming() as file:
+            file.write(framed)
+            # The name may be taken by a damaged entry, which is replaced, or since a moment ago by somebody else's.
+            if not file.publish_new(target, len(framed)) and not self._agrees(seq, entry):
+                file.publish(target, len(framed))
+
+    def journal(self) -> Iterator[tuple[int, bytes]]:
+        """The journal's entries in ascending order, each verified."""
+        self._check_open()
+        for seq in self._layout.journal_numbers():
+            entry = self._entry(seq)
+            if entry is None:
+                raise IntegrityError(
+                    f"journal entry {seq} of the yard `{self.root}` is damaged",
+                    hint="while the catalog lives, `yard check` publishes it again",
+                    path=str(self._layout.journal_entry(seq)),
+                )
+            yield seq, entry
+
+    # -- space ---------------------------------------------------------------------------------------------------------
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be stored."""
+        with explained(self.root, "ask for the free space of"):
+            found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    def remove_leftovers(self) -> int:
+        """Remove what dead writers left in `tmp/`; how many files that were.
+
+        Done by itself before an instance's first write. Files of living writers are locked and stay, whatever their age.
+        """
+        return self._writer.remove_leftovers()
+
+    # -- how it is done ------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            self.open()
+
+    def _prepare_to_write(self) -> None:
+        self._check_open()
+        self._writer.check()
+        if not self._swept:
+            self._swept = True
+            self.remove_leftovers()
+
+    def _make_folders(self) -> None:
+        for folder in reversed([self.root, *self.root.parents]):
+            if not folder.exists():
+                self._writer.make_folder(folder)
+                self._writer.sync_folder(folder.parent)
+        files = self.root / "files"
+        for folder in [*self._layout.folders(), *(files / shard for shard in SHARDS)]:
+            self._writer.make_folder(folder)
+        self._writer.sync_folder(files)
+        self._writer.sync_folder(self.root)
+
+    def _copy(self, stream: BinaryIO, path: Path) -> FileDigests:
+        with self._writer.incoming() as file:
+            if file.clone(stream.fileno()):
+                # What is hashed is our copy: the original may change meanwhile.
+                digests = file.digests()
+            else:
+                hashing = HashingReader(_chunks(stream, path))
+                for chunk in hashing:
+                    file.write(chunk)
+                digests = hashing.digests()
+            if not self._holds(digests):
+                file.publish(self._layout.object("files", digests.blake3), digests.size)
+        return digests
+
+    def _keep_small(self, data: bytes) -> FileDigests:
+        hashing = HashingReader([data])
+        for _ in hashing:
+            pass
+        digests = hashing.digests()
+        if not self._holds(digests):
+            self._keep(self._layout.object("files", digests.blake3), data)
+        return digests
+
+    def _keep(self, target: Path, data: bytes) -> None:
+        with self._writer.incoming() as file:
+            file.write(data)
+            file.publish(target, len(data))
+
+    def _holds(self, digests: FileDigests) -> bool:
+        """Whether these very bytes are a stored file, durably."""
+        target = self._layout.object("files", digests.blake3)
+        if not reading.fits(target, digests.blake3, digests.size):
+            return False
+        # Whoever published it may not have got to this yet, and we are about to say that it is safe.
+        self._writer.sync_folder(target.parent)
+        return True
+
+    def _has_file_of(self, size: int) -> bool:
+        """Whether any stored file has this size; one that vanishes meanwhile does not count."""
+        for digest in self._layout.objects("files"):
+            with suppress(FileNotFoundError):
+                if self._layout.object("files", digest).lstat().st_size == size:
+                    return True
+        return False
+
+    def _entry(self, seq: int) -> bytes | None:
+        """Journal entry number `seq`, or None when it is missing or damaged."""
+        try:
+            return unframe_entry(reading.read_object(self._layout.journal_entry(seq)))
+        except IntegrityError:
+            return None
+
+    def _agrees(self, seq: int, entry: bytes) -> bool:
+        """Whether journal entry `seq` is there, sound, durable and says this; `ConflictError` when it says something else."""
+        found = self._entry(seq)
+        if found is not None and found != entry:
+            raise ConflictError(
+                f"journal entry {seq} of the yard `{self.root}` is already published and says something else",
+                hint="two catalogs may share this store: look at `yard doctor`",
+                seq=seq,
+            )
+        if found is None:
+            return False
+        self._writer.sync_folder(self._layout.journal)  # as in `_holds`
+        return True
+
+
+def _chunks(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    with explained(path, "read"):
+        yield from read_chunks(stream)
