@@ -1,0 +1,95 @@
+"""`Catalog`: a database with the yard's names and history, created, opened, read and written.
+
+>>> import tempfile, pathlib
+>>> folder = tempfile.TemporaryDirectory()
+>>> catalog = Catalog(f"sqlite:///{pathlib.Path(folder.name, 'catalog.db')}").init()
+>>> with catalog.read() as connection:
+...     connection.exec_driver_sql("SELECT count(*) FROM repos").scalar()
+0
+>>> folder.cleanup()
+
+It does not know the store, manifests or tensors. The functions of `catalog.repos`, `catalog.versions` and the other
+modules work inside its transactions and take and return plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from modelyard.catalog import engine as engines
+from modelyard.catalog import revision
+from modelyard.catalog.transaction import Transaction, moment
+from modelyard.errors import InputError
+
+__all__ = ["Catalog"]
+
+
+class Catalog:
+    """A catalog at a URL. Constructing connects to nothing; one object serves many threads.
+
+    Args:
+        url: `sqlite:///PATH` (four slashes for an absolute path) or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        busy_seconds: How long to wait for another writer before `BusyError`.
+
+    Raises:
+        InputError: The URL is malformed, or names a database that a catalog is not kept in.
+    """
+
+    def __init__(self, url: str, *, busy_seconds: float = engines.BUSY_SECONDS) -> None:
+        self._url = engines.parse_url(url)
+        if self._url.drivername == "sqlite" and self._url.database in {None, "", ":memory:"}:
+            raise InputError("a catalog in memory would be lost", hint="use sqlite:///PATH")
+        self.where = self._url.render_as_string(hide_password=True)
+        self._engine = engines.open_engine(self._url, busy_seconds)
+
+    def init(self, *, have_backup: bool = False) -> Catalog:
+        """Create the tables, or upgrade an older catalog (`revision.upgrade`); running it again changes nothing."""
+        with engines.translated(self.where):
+            revision.upgrade(self._engine, self.where, have_backup=have_backup)
+        return self
+
+    def open(self) -> Catalog:
+        """Check that there is a catalog of this program's revision.
+
+        Raises:
+            InputError: There is none.
+            YardError: `catalog_newer` or `catalog_older`, naming both revisions.
+        """
+        if self._url.drivername == "sqlite" and not Path(self._url.database or "").exists():
+            # SQLite would create an empty file.
+            revision.check(None, self.where)
+        with engines.translated(self.where), self._engine.connect() as connection:
+            revision.check(revision.current(connection), self.where)
+        return self
+
+    def close(self) -> None:
+        """Close pooled connections; the object may be used again."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read transaction: one consistent state on SQLite, committed state on PostgreSQL. Keep it short."""
+        with engines.translated(self.where), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, *, author: str, at: datetime) -> Iterator[Transaction]:
+        """A write transaction, alone among writers; durable when the block ends, undone when it raises.
+
+        Raises:
+            BusyError: Another writer held the catalog longer than `busy_seconds`.
+            NoSpaceError: The disk is full.
+        """
+        with (
+            engines.translated(self.where),
+            self._engine.connect().execution_options(modelyard_write=True) as connection,
+            connection.begin(),
+        ):
+            tx = Transaction(connection, author, moment(at))
+            tx.lock()
+            yield tx

@@ -1,0 +1,1 @@
+"""Alembic's folder: the catalog's revisions, oldest first. `modelyard.catalog.revision` runs them."""

@@ -1,0 +1,233 @@
+"""Versions as rows: what was committed, in which order, with its files and lineage edges.
+
+Paths and digests are text here; what a manifest is, and whether the bytes exist, is the registry's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Row, Select, insert, select, update
+
+from modelyard.catalog.repos import RepoRecord
+from modelyard.catalog.schema import lineage, repos, version_files, versions
+from modelyard.catalog.transaction import Transaction
+
+__all__ = [
+    "FileRecord",
+    "VersionRecord",
+    "by_digest",
+    "by_number",
+    "by_prefix",
+    "children",
+    "in_repo",
+    "latest",
+    "load",
+    "parents",
+    "save",
+    "set_deleted",
+]
+
+_CHUNK = 500  # rows asked for by one IN list; both databases take far more
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file of a version; `git_blob` only for small ones."""
+
+    path: str
+    size: int
+    blake3: str
+    sha256: str
+    git_blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A version with everything the catalog knows of it; `seq` orders commits across repos."""
+
+    seq: int
+    repo: RepoRecord
+    number: int
+    id: str
+    kind: str | None
+    parent: str | None
+    inputs: str | None
+    created_at: str
+    author: str
+    message: str
+    metadata: str
+    size: int
+    deleted: bool
+    files: tuple[FileRecord, ...] = ()
+    lineage: tuple[tuple[str, str], ...] = ()
+
+
+def save(
+    tx: Transaction,
+    repo: RepoRecord,
+    *,
+    number: int,
+    digest: str,
+    kind: str | None,
+    parent: str | None,
+    inputs: str | None,
+    message: str,
+    metadata: str,
+    files: Sequence[FileRecord],
+    edges: Sequence[tuple[str, str]],
+) -> int:
+    """Write a version's rows; returns its `seq`."""
+    seq = tx.next("version")
+    tx.connection.execute(
+        insert(versions).values(
+            seq=seq,
+            repo_id=repo.id,
+            number=number,
+            id=digest,
+            kind=kind,
+            parent=parent,
+            inputs=inputs,
+            created_at=tx.at,
+            author=tx.author,
+            message=message,
+            metadata=metadata,
+            size=sum(file.size for file in files),
+            deleted=0,
+        )
+    )
+    rows = [
+        {"version_seq": seq, "position": position, "path": file.path, "size": file.size}
+        | {"blake3": file.blake3, "sha256": file.sha256, "git_blob": file.git_blob}
+        for position, file in enumerate(files)
+    ]
+    tx.connection.execute(insert(version_files), rows)
+    if edges:
+        links = [
+            {"version_seq": seq, "position": at, "type": kind, "target": target}
+            for at, (kind, target) in enumerate(edges)
+        ]
+        tx.connection.execute(insert(lineage), links)
+    return seq
+
+
+def set_deleted(tx: Transaction, seq: int, *, deleted: bool) -> None:
+    """Hide a version's name, or bring it back; its rows and bytes stay."""
+    tx.connection.execute(update(versions).where(versions.c.seq == seq).values(deleted=int(deleted)))
+
+
+def by_number(connection: Connection, repo_id: int, number: int) -> int | None:
+    """The `seq` of a repo's version by number, deleted or not."""
+    query = select(versions.c.seq).where(versions.c.repo_id == repo_id, versions.c.number == number)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def by_prefix(connection: Connection, repo_id: int, prefix: str) -> list[int]:
+    """The `seq`s of a repo's versions whose digest starts with `prefix`, deleted or not, at most 20."""
+    # Digests are hex, so every longer text sorts below prefix + "g"; a range uses the index on both databases.
+    query = select(versions.c.seq).where(
+        versions.c.repo_id == repo_id, versions.c.id >= prefix, versions.c.id < prefix + "g"
+    )
+    return list(connection.execute(query.order_by(versions.c.number).limit(20)).scalars())
+
+
+def by_digest(connection: Connection, digests: Iterable[str]) -> list[int]:
+    """The `seq`s of every version with one of these digests, in any repo, in order of commit."""
+    wanted = sorted(set(digests))
+    found: list[int] = []
+    for start in range(0, len(wanted), _CHUNK):
+        query = select(versions.c.seq).where(versions.c.id.in_(wanted[start : start + _CHUNK]))
+        found.extend(connection.execute(query).scalars())
+    return sorted(found)
+
+
+def latest(connection: Connection, repo_id: int) -> int | None:
+    """The `seq` of the highest number that is not deleted."""
+    query = select(versions.c.seq).where(versions.c.repo_id == repo_id, versions.c.deleted == 0)
+    return connection.execute(query.order_by(versions.c.number.desc()).limit(1)).scalar_one_or_none()
+
+
+def in_repo(
+    connection: Connection, repo_id: int, *, limit: int | None = None, before: int | None = None, deleted: bool = False
+) -> list[VersionRecord]:
+    """A repo's versions, highest number first, with numbers below `before`; three queries, however many there are."""
+    query = select(versions.c.seq).where(versions.c.repo_id == repo_id)
+    if not deleted:
+        query = query.where(versions.c.deleted == 0)
+    if before is not None:
+        query = query.where(versions.c.number < before)
+    query = query.order_by(versions.c.number.desc())
+    if limit is not None:
+        query = query.limit(limit)
+    chosen = select(query.subquery().c.seq)
+    return sorted(_load(connection, chosen), key=lambda record: -record.number)
+
+
+def load(connection: Connection, seqs: Iterable[int]) -> list[VersionRecord]:
+    """Versions by `seq`, in the order given; unknown ones are left out."""
+    wanted = list(seqs)
+    found: dict[int, VersionRecord] = {}
+    for start in range(0, len(wanted), _CHUNK):
+        chosen = select(versions.c.seq).where(versions.c.seq.in_(wanted[start : start + _CHUNK]))
+        found.update((record.seq, record) for record in _load(connection, chosen))
+    return [found[seq] for seq in wanted if seq in found]
+
+
+def _load(connection: Connection, chosen: Select[tuple[int]]) -> list[VersionRecord]:
+    query = select(versions, repos.c.type, repos.c.name).join(repos, repos.c.id == versions.c.repo_id)
+    rows = connection.execute(query.where(versions.c.seq.in_(chosen))).all()
+    files: dict[int, list[FileRecord]] = {}
+    listing = select(version_files).where(version_files.c.version_seq.in_(chosen))
+    for row in connection.execute(listing.order_by(version_files.c.version_seq, version_files.c.position)):
+        files.setdefault(row.version_seq, []).append(
+            FileRecord(row.path, row.size, row.blake3, row.sha256, row.git_blob)
+        )
+    edges: dict[int, list[tuple[str, str]]] = {}
+    links = select(lineage).where(lineage.c.version_seq.in_(chosen))
+    for row in connection.execute(links.order_by(lineage.c.version_seq, lineage.c.position)):
+        edges.setdefault(row.version_seq, []).append((row.type, row.target))
+    return [_record(row, files.get(row.seq, []), edges.get(row.seq, [])) for row in rows]
+
+
+def _record(row: Row[tuple[object, ...]], files: list[FileRecord], edges: list[tuple[str, str]]) -> VersionRecord:
+    return VersionRecord(
+        seq=row.seq,
+        repo=RepoRecord(row.repo_id, row.type, row.name),
+        number=row.number,
+        id=row.id,
+        kind=row.kind,
+        parent=row.parent,
+        inputs=row.inputs,
+        created_at=row.created_at,
+        author=row.author,
+        message=row.message,
+        metadata=row.metadata,
+        size=row.size,
+        deleted=bool(row.deleted),
+        files=tuple(files),
+        lineage=tuple(edges),
+    )
+
+
+def children(connection: Connection, digests: Iterable[str], *, deleted: bool = False) -> list[tuple[str, str, str]]:
+    """Lineage edges that point at one of these digests: `(child's digest, type, target)`."""
+    wanted = sorted(set(digests))
+    found: set[tuple[str, str, str]] = set()
+    for start in range(0, len(wanted), _CHUNK):
+        query = select(versions.c.id, lineage.c.type, lineage.c.target).join(
+            versions, versions.c.seq == lineage.c.version_seq
+        )
+        query = query.where(lineage.c.target.in_(wanted[start : start + _CHUNK]))
+        if not deleted:
+            query = query.where(versions.c.deleted == 0)
+        found.update((row.id, row.type, row.target) for row in connection.execute(query))
+    return sorted(found)
+
+
+def parents(connection: Connection, repo_id: int) -> dict[str, tuple[int, str | None, bool]]:
+    """Of every version of a repo: `seq`, parent and whether it is deleted, by digest; for walks along branches."""
+    query = select(versions.c.id, versions.c.seq, versions.c.parent, versions.c.deleted).where(
+        versions.c.repo_id == repo_id
+    )
+    return {row.id: (row.seq, row.parent, bool(row.deleted)) for row in connection.execute(query)}

@@ -1,0 +1,72 @@
+"""What every part of the registry works with: a store, a catalog, who asks, the time, and the judge of gates.
+
+`change` is the only way to write: it commits the SQL transaction, then publishes its journal entries to the store, and
+only then returns. Knows nothing of versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from modelyard.catalog import Catalog, Entry, Transaction
+from modelyard.catalog.transaction import discard, pending
+from modelyard.registry.model import Verdict
+from modelyard.store.base import Store
+
+__all__ = ["Context", "Judge"]
+
+
+class Judge(Protocol):
+    """Decides whether a candidate's reports pass a gate; `app` passes in `modelyard.evaluation`'s."""
+
+    def __call__(
+        self,
+        gate: Mapping[str, Any],
+        *,
+        candidate: str,
+        reports: Sequence[Mapping[str, Any]],
+        baseline: str | None,
+        baseline_reports: Sequence[Mapping[str, Any]],
+    ) -> Verdict:
+        """The verdict on version `candidate`, which is compared with version `baseline` where the gate says so."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """See the module."""
+
+    store: Store
+    catalog: Catalog
+    author: str
+    clock: Callable[[], datetime]
+    judge: Judge | None
+    check_gate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+    links: Path | None
+
+    @contextmanager
+    def change(self) -> Iterator[Transaction]:
+        """A write transaction; when the block has ended, it is durable and its journal entries are published."""
+        with self.catalog.write(author=self.author, at=self.clock()) as tx:
+            yield tx
+        self.publish(tx.entries)
+
+    def publish(self, entries: list[Entry]) -> None:
+        """Publish journal entries and forget their outbox rows."""
+        if not entries:
+            return
+        for entry in entries:
+            self.store.publish_journal(entry.seq, entry.data)
+        with self.catalog.write(author=self.author, at=self.clock()) as tx:
+            discard(tx, entries)
+
+    def republish(self) -> None:
+        """Publish what an interrupted command left in the outbox."""
+        with self.catalog.read() as connection:
+            left = pending(connection)
+        self.publish(left)

@@ -1,0 +1,150 @@
+"""What a commit accepts: a folder or file becomes a list of safe names, and edges become digests that exist.
+
+Nothing here writes. Knows names and links, not tensors; `modelyard.weights` judges those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from modelyard.catalog import versions
+from modelyard.digest import Digest
+from modelyard.errors import InputError, NotFoundError
+from modelyard.registry.model import KINDS, LINEAGE_TYPES, Edge, Kind, LineageType, Version, version_of
+from modelyard.registry.names import check_paths
+from modelyard.registry.reference import RepoType
+from modelyard.registry.resolve import record_of
+from modelyard.weights.files import READ_LIMIT, Files, FolderFiles
+
+__all__ = ["Origin", "check_kind", "edges_of", "open_source", "recognised_kind", "source_names"]
+
+Origin = str | Version | Edge | tuple[LineageType, str | Version]
+"""What `from_` takes: a reference or version, whose edge follows from the kind, or the edge itself."""
+
+_EDGE_OF_KIND: dict[str | None, LineageType] = {
+    "finetuned": "finetuned",
+    "adapter": "finetuned",
+    "merged": "merged",
+    "quantized": "quantized",
+    "exported": "exported",
+    "base": "converted",
+    None: "imported",
+}
+
+
+class _OneFile:
+    """A single file as `Files`: what `commit data.jsonl` reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.label = str(path.parent)
+        self._folder = FolderFiles(path.parent)
+        self._name = path.name
+
+    def names(self) -> list[str]:
+        self._folder.path(self._name)
+        return [self._name]
+
+    def size(self, name: str) -> int:
+        return self._folder.size(name)
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
+        return self._folder.read(name, limit)
+
+    def path(self, name: str) -> Path:
+        return self._folder.path(name)
+
+
+def open_source(source: Path | Files) -> Files:
+    """A folder, a single file or a `Files` as `Files`.
+
+    Raises:
+        InputError: There is nothing at the path, or it is neither a folder nor a regular file.
+    """
+    if not isinstance(source, Path):
+        return source
+    if source.is_dir():
+        return FolderFiles(source)
+    if source.is_symlink() or source.is_file():
+        return _OneFile(source)
+    if source.exists():
+        raise InputError(f"`{source}` is neither a folder nor a regular file")
+    raise InputError(f"there is nothing at `{source}`", hint="give a folder with the files of the version")
+
+
+def source_names(files: Files) -> list[str]:
+    """The names to commit, sorted by their bytes.
+
+    Raises:
+        InputError: There are none, or one is a link, a special file, hostile, or the same as another on some system.
+    """
+    names = files.names()
+    if not names:
+        raise InputError(f"`{files.label}` holds no file", hint="give a folder with the files of the version")
+    check_paths(names)
+    return sorted(names, key=str.encode)
+
+
+def check_kind(repo_type: RepoType, kind: str | None) -> None:
+    """Refuse a kind that is not one, or any kind for a dataset."""
+    if kind is None:
+        return
+    if repo_type == "dataset":
+        raise InputError("a dataset has no kind", hint="leave `kind` out")
+    if kind not in KINDS:
+        raise InputError(f"`{kind}` is not a kind", hint=f"kinds are {', '.join(KINDS)}")
+
+
+def recognised_kind(names: Iterable[str], *, has_sources: bool) -> Kind | None:
+    """The kind of a first commit that names none: None unless the files are a complete model or adapter.
+
+    >>> recognised_kind(["config.json", "model.safetensors"], has_sources=False)
+    'base'
+    """
+    found = set(names)
+    weights = any(name.endswith(".safetensors") and "/" not in name for name in found)
+    if not weights:
+        return None
+    if "adapter_config.json" in found:
+        return "adapter"
+    if "config.json" not in found:
+        return None
+    return "finetuned" if has_sources else "base"
+
+
+def edges_of(
+    connection: Connection, origins: str | Version | Edge | Iterable[Origin], kind: Kind | None
+) -> tuple[Edge, ...]:
+    """Lineage edges, without repetition, in order of type and version.
+
+    Raises:
+        InputError: An edge's type is not one.
+        NotFoundError: Its version is not in this yard.
+    """
+    if isinstance(origins, str | Version | Edge):
+        origins = (origins,)
+    found = {_edge(connection, origin, kind) for origin in origins}
+    return tuple(sorted(found, key=lambda edge: (edge.type, edge.version)))
+
+
+def _edge(connection: Connection, origin: Origin, kind: Kind | None) -> Edge:
+    if isinstance(origin, Edge):
+        if not versions.by_digest(connection, [origin.version]):
+            raise NotFoundError(
+                f"no version with the id {origin.version.short} is in this yard", hint="commit it first"
+            )
+        return Edge(_edge_type(origin.type), origin.version)
+    if isinstance(origin, tuple):
+        edge_type, source = origin
+        return Edge(_edge_type(edge_type), Digest(record_of(connection, source).id))
+    source_version = version_of(record_of(connection, origin))
+    trained_on = source_version.repo_type == "dataset"
+    return Edge("trained-on" if trained_on else _EDGE_OF_KIND[kind], source_version.id)
+
+
+def _edge_type(text: str) -> LineageType:
+    if text not in LINEAGE_TYPES:
+        raise InputError(f"`{text}` is not a type of lineage", hint=f"types are {', '.join(LINEAGE_TYPES)}")
+    return text  # type: ignore[return-value]  # just checked
