@@ -172,9 +172,9 @@ def unframe_entry(framed: bytes) -> bytes | None:
 
 
 def _checked(digest: str) -> Digest:
-    # A digest that came as a plain string from somewhere would otherwise be a path of somebody's choice.
+    # Whatever calls itself a digest here becomes a path: it is looked at once more.
     try:
-        return digest if isinstance(digest, Digest) else Digest(digest)
+        return Digest(digest)
     except ValueError as error:
         raise InternalError(str(error)) from error
 

@@ -7,8 +7,10 @@ survives the process. Knows no disk, except that a file that somebody needs a pa
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -38,7 +40,7 @@ class MemoryStore:
         self._areas: dict[ObjectArea, dict[Digest, bytes]] = {"files": {}, "manifests": {}, "reports": {}}
         self._journal: dict[int, bytes] = {}
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
         """Store the concatenation of `chunks` as a file; see `Store.put_file`."""
@@ -74,8 +76,9 @@ class MemoryStore:
         data = self._get("files", digest)
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="modelyard-", ignore_cleanup_errors=True)
-            path = Path(self._folder.name) / digest
+                self._folder = Path(tempfile.mkdtemp(prefix="modelyard-"))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            path = self._folder / digest
             with explained(path, "write"):
                 if not path.exists():
                     path.write_bytes(data)
@@ -116,7 +119,7 @@ class MemoryStore:
         with self._lock:
             self._areas[area].pop(digest, None)
             if area == "files" and self._folder is not None:
-                (Path(self._folder.name) / digest).unlink(missing_ok=True)
+                (self._folder / digest).unlink(missing_ok=True)
 
     def publish_journal(self, seq: int, entry: bytes) -> None:
         """Store journal entry number `seq`; see `Store.publish_journal`."""
