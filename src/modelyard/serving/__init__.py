@@ -1,0 +1,17 @@
+"""The inference server: OpenAI's API over one worker process per loaded version.
+
+The router (`router`, `guard`, `inference`) owns HTTP, limits, queues and metrics and never imports torch; `deployments`
+follows aliases; `replicas` and `process` keep workers running; `worker` is the other end. Start it with `serve`, or
+with `Server` from a test or a script.
+"""
+
+import logging
+
+from modelyard.serving.guard import Limits
+from modelyard.serving.replicas import WorkerOptions
+from modelyard.serving.server import Server, serve
+
+__all__ = ["Limits", "Server", "WorkerOptions", "serve"]
+
+# Silent until the application configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,0 +1,95 @@
+"""From a version to folders on disk that a worker can load, and what that will cost in memory.
+
+The only module of `serving` that asks the registry for bytes. Every call blocks (hashing, linking), so the router runs
+them in a thread. It knows nothing of processes or HTTP.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelyard.errors import BusyError, ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelyard.registry import Version, Yard
+
+__all__ = ["Source", "check_memory", "prepare", "remove"]
+
+_WEIGHTS = (".safetensors",)
+_WORKER_BYTES = 400 << 20
+"""What a worker needs besides its weights: the interpreter, torch and the libraries (measured: about 350 MB)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a version lies, ready to be loaded.
+
+    Attributes:
+        folder: The version's files as links; for an adapter, the adapter's.
+        base: The folder of the base that an adapter applies to; None for every other kind.
+        weights: Bytes of all weight files that will be loaded, base included.
+    """
+
+    folder: Path
+    base: Path | None
+    weights: int
+
+
+def prepare(yard: Yard, version: Version, folder: Path) -> Source:
+    """Link the version's verified files below `folder`, and its base's for an adapter.
+
+    Raises:
+        ModelError: The version holds no model, or is an adapter whose lineage names no base.
+        IntegrityError: A stored file is not what its digest says.
+    """
+    if version.repo_type != "model" or version.kind is None:
+        raise ModelError(f"`{version.name}` holds no model that could be served")
+    base = None
+    weights = weights_size(version)
+    if version.kind == "adapter":
+        edge = next((edge for edge in version.lineage if edge.type == "finetuned"), None)
+        if edge is None:
+            raise ModelError(
+                f"the adapter `{version.name}` does not say which base it belongs to",
+                hint="merge it into its base and serve the merged version",
+            )
+        origin = yard.version(edge.version)
+        weights += weights_size(origin)
+        base = _link(yard, origin, folder / "base")
+    return Source(_link(yard, version, folder / "model"), base, weights)
+
+
+def remove(folder: Path) -> None:
+    """Drop the links that `prepare` made; a worker that mapped the files keeps its maps."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def weights_size(version: Version) -> int:
+    """Bytes of the version's weight files."""
+    return sum(entry.size for entry in version.files if entry.path.endswith(_WEIGHTS))
+
+
+def check_memory(label: str, weights: int, available: int | None = None) -> None:
+    """Refuse to load what does not fit beside everything that runs now; `BusyError` carries the numbers in bytes."""
+    if available is None:
+        import psutil  # type: ignore[import-untyped]  # publishes no types
+
+        available = int(psutil.virtual_memory().available)
+    needed = weights + _WORKER_BYTES
+    if needed > available:
+        raise BusyError(
+            f"loading `{label}` needs {needed >> 20} MiB of memory and {available >> 20} MiB are available",
+            hint="what is loaded keeps serving; free memory, or serve fewer models",
+            code="not_enough_memory",
+            needed=needed,
+            available=available,
+        )
+
+
+def _link(yard: Yard, version: Version, folder: Path) -> Path:
+    yard.checkout(version, folder, link=True)
+    return folder
