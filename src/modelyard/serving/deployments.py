@@ -24,7 +24,6 @@ from modelyard.serving.replicas import Pool, Replica, WorkerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from modelyard.registry import Version, Yard
 
@@ -152,7 +151,6 @@ class Fleet:
         yard: Yard,
         versions: Sequence[tuple[str, Version]],
         options: WorkerOptions,
-        workspace: Path,
         *,
         address: str,
         interval: float = 0.5,
@@ -163,7 +161,7 @@ class Fleet:
         self._interval = interval
         # One thread: whatever the catalog is made of, it sees one call at a time from here.
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="yard")
-        self._pool = Pool(yard, options, workspace, self._threads)
+        self._pool = Pool(yard, options, self._threads)
         self._records = Records(yard, address)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -253,7 +251,9 @@ class Fleet:
     async def _record(self) -> None:
         """Tell the yard what is loaded, so that `yard ps` shows it and nothing collects it."""
         for deployment in self.deployments:
-            version, info = deployment.version, deployment.describe()
+            version = deployment.version
+            state = deployment.describe()
+            info = {name: state[name] for name in ("ref", "state", "since", "pid")}
             try:
                 await self._ask(lambda d=deployment, v=version, i=info: self._records.tell(d.reference, v, i))  # type: ignore[misc]
             except YardError as error:

@@ -93,7 +93,7 @@ class Ready(Message):
     """From the worker: the model is loaded. `slots` is how many requests it takes at once, None for no opinion."""
 
     pid: int
-    context: int
+    context: int | None
     engine: str
     chat: bool
     slots: int | None = None

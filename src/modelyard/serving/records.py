@@ -5,8 +5,9 @@ Every call blocks. It knows no workers and no HTTP.
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import NotFoundError
 
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
@@ -24,12 +25,17 @@ class Records:
         self._told: dict[str, tuple[str, Any]] = {}
 
     def tell(self, reference: str, version: Version, info: dict[str, Any]) -> None:
-        """Record what `reference` is served from and how it is."""
-        number = self._ids.setdefault(reference, uuid.uuid4().hex)
+        """Record what `reference` is served from; `info` must not hold what changes all the time: each change is logged."""
+        known = self._ids.get(reference)
         told = (str(version.id), info)
-        if self._told.get(reference) == told and self._yard.heartbeat_deployment(number):
-            return
-        self._yard.record_deployment(number, reference=reference, version=version, address=self._address, info=info)
+        try:
+            if known is not None and self._told.get(reference) == told:
+                self._yard.beat_deployment(known)
+                return
+        except NotFoundError:  # somebody removed the row of a server that seemed dead: it is not
+            known = None
+        row = self._yard.record_deployment(reference, version, address=self._address, info=info, deployment_id=known)
+        self._ids[reference] = row.id
         self._told[reference] = told
 
     def drop(self) -> None:

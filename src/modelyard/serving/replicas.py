@@ -19,7 +19,6 @@ from modelyard.serving.process import WORKER_COMMAND, Generation, WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from concurrent.futures import Executor
-    from pathlib import Path
 
     from modelyard.registry import Version, Yard
 
@@ -68,11 +67,10 @@ class Replica:
     """One version and the worker that runs it. `start` once, then `generate`; `retire` ends it."""
 
     def __init__(
-        self, version: Version, options: WorkerOptions, folder: Path, prepare: Callable[[], Awaitable[sources.Source]]
+        self, version: Version, options: WorkerOptions, prepare: Callable[[], Awaitable[sources.Source]]
     ) -> None:
         self.version = version
         self.options = options
-        self.folder = folder
         self.admission = Admission(options.slots or _DEFAULT_SLOTS, options.queue)
         self.state: Literal["starting", "ready", "restarting", "stopping"] = "starting"
         self.error: YardError | None = None
@@ -121,14 +119,13 @@ class Replica:
         return True
 
     async def stop(self) -> None:
-        """End the worker now and drop its files; requests it still has end with an error."""
+        """End the worker now; requests it still has end with an error."""
         self.state = "stopping"
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         if self.process is not None:
             await self.process.stop()
-        await asyncio.to_thread(sources.remove, self.folder)
 
     def _check_ready(self) -> WorkerProcess:
         if self.state != "ready" or self.process is None or self.process.gone.is_set():
@@ -233,14 +230,12 @@ class _Entry:
 class Pool:
     """The replicas by version id, shared by every deployment that wants the version."""
 
-    def __init__(self, yard: Yard, options: WorkerOptions, workspace: Path, threads: Executor) -> None:
+    def __init__(self, yard: Yard, options: WorkerOptions, threads: Executor) -> None:
         self._yard = yard
         self._options = options
-        self._workspace = workspace
         self._threads = threads
         self._entries: dict[str, _Entry] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._number = 0
 
     async def acquire(self, version: Version) -> Replica:
         """The version's replica, started and probed; raises why there is none. Pair with `release`."""
@@ -269,14 +264,11 @@ class Pool:
             await asyncio.wait({task}, timeout=drain + 15)
 
     def _make(self, version: Version) -> Replica:
-        self._number += 1
-        folder = self._workspace / f"{version.id[:12]}-{self._number}"
-
         async def prepare() -> sources.Source:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, sources.prepare, self._yard, version, folder)
+            return await loop.run_in_executor(self._threads, sources.prepare, self._yard, version)
 
-        return Replica(version, self._options, folder, prepare)
+        return Replica(version, self._options, prepare)
 
     def _forget(self, entry: _Entry, drain: float) -> None:
         entry.users -= 1

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import signal
 import socket
-import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from modelyard.errors import ConflictError, InputError, InternalError, YardError
@@ -51,7 +48,6 @@ class Server:
         limits: Bounds on what clients may make the server hold.
         interval: Seconds between looks at where the aliases stand.
         drain_timeout: Seconds that `stop` lets requests finish.
-        workspace: Folder for links to the versions' files, best on the store's file system; a temporary one by default.
 
     >>> with Server(yard, ["team/intents@production"], port=0) as server:          # doctest: +SKIP
     ...     print(server.url)
@@ -70,7 +66,6 @@ class Server:
         limits: Limits | None = None,
         interval: float = 0.5,
         drain_timeout: float = 30.0,
-        workspace: Path | None = None,
     ) -> None:
         check_bind(host, token)
         if not references:
@@ -83,7 +78,6 @@ class Server:
         self._limits = limits or Limits()
         self._interval = interval
         self._drain = drain_timeout
-        self._workspace = workspace
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -150,11 +144,8 @@ class Server:
         return listener
 
     def _run(self, listener: socket.socket, versions: list[tuple[str, Any]]) -> None:
-        if self._workspace is not None:
-            self._workspace.mkdir(parents=True, exist_ok=True)
-        workspace = tempfile.mkdtemp(prefix="serve-", dir=self._workspace)
         try:
-            asyncio.run(self._serve(listener, versions, Path(workspace)))
+            asyncio.run(self._serve(listener, versions))
         except YardError as error:
             self._failure = error
         except BaseException as error:  # handed to the thread that started this one
@@ -162,17 +153,16 @@ class Server:
             self._failure = InternalError(f"the server ended: {type(error).__name__}: {error}")
         finally:
             listener.close()
-            shutil.rmtree(workspace, ignore_errors=True)
             self._started.set()
 
-    async def _serve(self, listener: socket.socket, versions: list[tuple[str, Any]], workspace: Path) -> None:
+    async def _serve(self, listener: socket.socket, versions: list[tuple[str, Any]]) -> None:
         import uvicorn
 
         from modelyard.serving.connections import protocol_class
         from modelyard.serving.router import build
 
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        fleet = Fleet(self._yard, versions, self._worker, workspace, address=self.url, interval=self._interval)
+        fleet = Fleet(self._yard, versions, self._worker, address=self.url, interval=self._interval)
         self.fleet = fleet
         config = uvicorn.Config(
             build(fleet, limits=self._limits, token=self._token, hosts=self._hosts),

@@ -1,12 +1,11 @@
 """From a version to folders on disk that a worker can load, and what that will cost in memory.
 
-The only module of `serving` that asks the registry for bytes. Every call blocks (hashing, linking), so the router runs
+The only module of `serving` that asks the registry for bytes. Every call blocks (hashing), so the router runs
 them in a thread. It knows nothing of processes or HTTP.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from modelyard.registry import Version, Yard
 
-__all__ = ["Source", "check_memory", "prepare", "remove"]
+__all__ = ["Source", "check_memory", "prepare"]
 
 _WEIGHTS = (".safetensors",)
 _WORKER_BYTES = 400 << 20
@@ -29,7 +28,7 @@ class Source:
     """Where a version lies, ready to be loaded.
 
     Attributes:
-        folder: The version's files as links; for an adapter, the adapter's.
+        folder: The version's files, read-only; for an adapter, the adapter's.
         base: The folder of the base that an adapter applies to; None for every other kind.
         weights: Bytes of all weight files that will be loaded, base included.
     """
@@ -39,33 +38,23 @@ class Source:
     weights: int
 
 
-def prepare(yard: Yard, version: Version, folder: Path) -> Source:
-    """Link the version's verified files below `folder`, and its base's for an adapter.
+def prepare(yard: Yard, version: Version) -> Source:
+    """The folders of a version, every byte verified now, with its base's for an adapter.
 
     Raises:
-        ModelError: The version holds no model, or is an adapter whose lineage names no base.
+        ModelError: The version holds no model.
+        NotFoundError: It is an adapter whose base is not in this yard.
         IntegrityError: A stored file is not what its digest says.
     """
     if version.repo_type != "model" or version.kind is None:
         raise ModelError(f"`{version.name}` holds no model that could be served")
-    base = None
     weights = weights_size(version)
+    base = None
     if version.kind == "adapter":
-        edge = next((edge for edge in version.lineage if edge.type == "finetuned"), None)
-        if edge is None:
-            raise ModelError(
-                f"the adapter `{version.name}` does not say which base it belongs to",
-                hint="merge it into its base and serve the merged version",
-            )
-        origin = yard.version(edge.version)
+        origin = yard.base_of(version)
         weights += weights_size(origin)
-        base = _link(yard, origin, folder / "base")
-    return Source(_link(yard, version, folder / "model"), base, weights)
-
-
-def remove(folder: Path) -> None:
-    """Drop the links that `prepare` made; a worker that mapped the files keeps its maps."""
-    shutil.rmtree(folder, ignore_errors=True)
+        base = yard.folder(origin)
+    return Source(yard.folder(version), base, weights)
 
 
 def weights_size(version: Version) -> int:
@@ -88,8 +77,3 @@ def check_memory(label: str, weights: int, available: int | None = None) -> None
             needed=needed,
             available=available,
         )
-
-
-def _link(yard: Yard, version: Version, folder: Path) -> Path:
-    yard.checkout(version, folder, link=True)
-    return folder

@@ -31,7 +31,7 @@ _PARENT_SECONDS = 1.0
 class Hosted(Protocol):
     """An engine with a loaded model, as the worker uses it."""
 
-    context: int
+    context: int | None
     name: str
     chat: bool
     slots: int | None
