@@ -1,0 +1,20 @@
+"""Exact operations: typed buffers in, typed buffers out, the same bits on every machine.
+
+`docs/design/derivations.md` defines them by name and version; a definition is never changed, only added to. Everything
+here is IEEE binary32 arithmetic in a fixed order, each multiply and add rounded on its own, so neither threads nor block
+sizes nor the processor's vector width can show in a result. This package knows no names, no files and no models.
+
+>>> import numpy as np
+>>> base = np.ones((1, 2), np.float32)
+>>> apply_lora(base, "F32", np.array([[1, 2]], np.float32), np.array([[3]], np.float32), lora_scale(4, 2))
+array([[ 7., 13.]], dtype=float32)
+"""
+
+from modelyard.derivations.cast import apply_cast
+from modelyard.derivations.lora import Lora, apply_lora, lora_scale
+from modelyard.derivations.numbers import STORAGE, Workspace, check_arithmetic
+
+__all__ = ["OPERATIONS", "STORAGE", "Lora", "Workspace", "apply_cast", "apply_lora", "check_arithmetic", "lora_scale"]
+
+OPERATIONS = ("lora/1", "cast/1")
+"""The operations that exist. Reserved for later: linear/1, ties/1, dare/1."""

@@ -1,0 +1,123 @@
+"""What tensors an architecture expects on disk, from a model built without memory (on torch's meta device).
+
+The only place that asks transformers about names; needs no weights and no folder. A configuration is data here: it was
+checked for code before (`checks.check_config`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError
+from modelyard.weights.files import show_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Comparison", "compare_tensors"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint's tensors against its architecture's.
+
+    Attributes:
+        missing: The model's tensors that nothing on disk gives; tied ones are not missing.
+        unexpected: Names on disk that the model has no place for.
+        mismatched: (name, shape on disk, shape in the model), where names correspond one to one.
+        tied: Tensor name to the one that it shares its values with, as the model's code says.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    tied: dict[str, str]
+
+
+def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Comparison:
+    """Compare names and shapes on disk with the class that `config` names.
+
+    Raises:
+        ModelError: `unknown_architecture`: transformers has no such class, or cannot build it from this configuration.
+    """
+    model = _build(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    renamed = _rename(model, shapes)
+    unexpected, mismatched = [], []
+    for name, (target, converted) in renamed.items():
+        if target not in expected:
+            if not _ignored(name, model, "_keys_to_ignore_on_load_unexpected"):
+                unexpected.append(name)
+        elif not converted and expected[target] != shapes[name]:
+            mismatched.append((name, shapes[name], expected[target]))
+    given = {target for target, _ in renamed.values()}
+    missing = [
+        name
+        for name in expected
+        if name not in given
+        and not _ignored(name, model, "_keys_to_ignore_on_load_missing")
+        and not any(partner in given for partner in _partners(name, tied))
+    ]
+    return Comparison(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(sorted(mismatched)), tied)
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    from modelyard.weights.load import LOADING
+
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = getattr(transformers, str(name), None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ModelError(
+            f"transformers has no architecture `{show_name(str(name))}` (model type `{show_name(str(model_type))}`)",
+            code="unknown_architecture",
+        )
+    options = {key: value for key, value in config.items() if key not in {"model_type", "quantization_config"}}
+    try:
+        # A class's constructor runs over values from a file: whatever it raises is a finding about the file.
+        settings = transformers.AutoConfig.for_model(str(model_type), **options)
+        with LOADING, torch.device("meta"):
+            return kind(settings)
+    except Exception as error:
+        raise ModelError(
+            f"`{name}` cannot be built from this config.json: {type(error).__name__}: {str(error)[:200]}",
+            code="unknown_architecture",
+        ) from error
+
+
+def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """Disk name -> (the model's name, whether tensors are also reshaped or joined on the way)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+    converters = [item for item in transforms if isinstance(item, WeightConverter)]
+    state = model.state_dict()
+    made = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            target, pattern = name, None
+        made[name] = (target, pattern is not None)
+    return made
+
+
+def _ignored(name: str, model: Any, attribute: str) -> bool:
+    return any(re.search(pattern, name) for pattern in getattr(model, attribute, None) or ())
+
+
+def _partners(name: str, tied: Mapping[str, str]) -> set[str]:
+    """Every tensor that shares its values with `name`."""
+    group = {name}
+    while True:
+        more = {side for pair in tied.items() for side in pair if group & set(pair)} - group
+        if not more:
+            return group - {name}
+        group |= more

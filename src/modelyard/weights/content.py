@@ -1,0 +1,123 @@
+"""What a file is by its first bytes, whatever its name says.
+
+Extensions lie: a pickle may be called `model.safetensors`, and a download that failed leaves a web page or a git-lfs
+pointer under a model's name. Nothing is decoded here beyond what naming the content takes, and nothing is executed.
+
+>>> identify_bytes(b"version https://git-lfs.github.com/spec/v1")
+'lfs-pointer'
+>>> identify_bytes(bytes([0x80, 2]) + b"}q.")
+'pickle'
+"""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import zipfile
+from typing import TYPE_CHECKING, Literal
+
+from modelyard.errors import ModelError, PickleError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Content", "identify", "identify_bytes", "refuse_content"]
+
+Content = Literal["empty", "lfs-pointer", "html", "pickle", "archive", "gguf", "other"]
+
+HEAD = 4096
+_ARCHIVES = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"7z\xbc\xaf\x27\x1c",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\x00",
+    b"\x28\xb5\x2f\xfd",
+    b"Rar!",
+)
+_STARTS: Mapping[Content, tuple[bytes, ...]] = {
+    "lfs-pointer": (b"version https://git-lfs",),
+    "gguf": (b"GGUF",),
+    "archive": _ARCHIVES,
+}
+_PAGES = (b"<!doctype html", b"<html", b"<head")
+_TEXT_PICKLE_OPS = 6
+
+
+def identify(path: Path) -> Content:
+    """What the file at `path` is; a zip archive is looked into for a pickle, by its names only."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        content = identify_bytes(stream.read(HEAD))
+        if content != "archive" or not zipfile.is_zipfile(stream):
+            return content
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+            return "archive"
+    return "pickle" if any(name.endswith((".pkl", ".pickle")) for name in names) else "archive"
+
+
+def identify_bytes(head: bytes) -> Content:
+    """What a file is that begins with `head` (its first 4096 bytes, or all of it)."""
+    if not head:
+        return "empty"
+    for content, starts in _STARTS.items():
+        if head.startswith(starts):
+            return content
+    if head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+        return "html"
+    if head[257:262] == b"ustar":
+        return "archive"
+    return "pickle" if _is_pickle(head) else "other"
+
+
+def refuse_content(content: Content, label: str) -> None:
+    """Raise the error that names what `label` is instead of weights; nothing for `other`, `empty` and `gguf`.
+
+    Raises:
+        PickleError: It is a pickle, which runs code when it is loaded.
+        ModelError: `lfs_pointer`, `html_page` or `archive`.
+    """
+    if content == "pickle":
+        raise PickleError(
+            f"`{label}` is a pickle, which can run any code when it is loaded",
+            hint="convert it in isolation: yard convert FOLDER --to OUT",
+        )
+    if content == "lfs-pointer":
+        raise ModelError(
+            f"`{label}` is a git-lfs pointer, not the file itself",
+            code="lfs_pointer",
+            hint="fetch the files: git lfs pull",
+        )
+    if content == "html":
+        raise ModelError(
+            f"`{label}` is a web page, not weights: the download answered with an error or a login page",
+            code="html_page",
+            hint="download it again with a valid token",
+        )
+    if content == "archive":
+        raise ModelError(f"`{label}` is an archive; a model is plain files", code="archive", hint="unpack it first")
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Protocols 2 to 5 announce themselves; 0 and 1 are text, known by a run of valid opcodes."""
+    if head[:1] == b"\x80":
+        return len(head) > 1 and head[1] <= 5
+    if head[:4] == b"\x93NUM":  # numpy's own format, which holds a pickle when its dtype is `object`
+        return b"'|O'" in head[:256]
+    if head[:1] not in b"()]}clId":
+        return False
+    names = []
+    try:
+        for operation, _, _ in pickletools.genops(head):
+            names.append(operation.name)
+            if len(names) >= 64:
+                break
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
+        pass  # the sample ends in the middle of an opcode, or it never was a pickle: the names decide
+    telling = {"GLOBAL", "INST", "REDUCE", "BUILD", "PUT", "STOP", "BINPUT"} & set(names)
+    return bool(telling) and (len(names) >= _TEXT_PICKLE_OPS or names[-1] == "STOP")

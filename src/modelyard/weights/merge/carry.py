@@ -1,0 +1,55 @@
+"""Which files a merged model takes along beside its weights: the base's, with the adapter's tokenizer in front.
+
+Another format of the base's weights, its model card and what its training left are not carried: they would be wrong.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from modelyard.weights.checks import read_json
+
+if TYPE_CHECKING:
+    from modelyard.weights.files import Files
+
+__all__ = ["carried_files"]
+
+_TOKENIZER = frozenset({
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    "vocab.txt",
+})  # fmt: skip
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_LEFT = frozenset({
+    "adapter_config.json", "all_results.json", "eval_results.json", "train_results.json", "trainer_state.json",
+})  # fmt: skip
+_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_LEGAL = ("license", "licence", "notice", "copying", "use_policy")
+
+
+def carried_files(base: Files, adapter: Files) -> dict[str, Files]:
+    """File name to where it is taken from, sorted by name; weights and their index are not among them."""
+    taken = {name: base for name in base.names() if _belongs(name)}
+    own = {name for name in adapter.names() if name in _TOKENIZER}
+    if own & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+        # A tokenizer is one thing in several files: the adapter's replaces the base's whole, or vocabularies would mix.
+        # Only a chat template is worth keeping from the base, when the adapter brings none of its own.
+        templated = bool(own & set(_TEMPLATES)) or _has_template(adapter, own)
+        kept = () if templated else _TEMPLATES
+        taken = {name: source for name, source in taken.items() if name not in _TOKENIZER or name in kept}
+    taken.update(dict.fromkeys(own, adapter))
+    return dict(sorted(taken.items()))
+
+
+def _has_template(adapter: Files, own: set[str]) -> bool:
+    return "tokenizer_config.json" in own and bool(read_json(adapter, "tokenizer_config.json").get("chat_template"))
+
+
+def _belongs(name: str) -> bool:
+    path = PurePosixPath(name)
+    if len(path.parts) > 1:
+        return path.parts[0] == "additional_chat_templates" and path.suffix == ".jinja"
+    if name in _LEFT or name.endswith(".index.json"):
+        return False
+    return path.suffix in _SUFFIXES or path.name.lower().startswith(_LEGAL)

@@ -1,0 +1,68 @@
+"""Looking at tensors' values without loading them: one pass, a few MiB of memory. Knows dtypes, not models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelyard.derivations.numbers import Array
+    from modelyard.weights.checkpoint import Checkpoint, Shard
+    from modelyard.weights.headers import TensorInfo
+
+__all__ = ["Scan", "equal_tensors", "read_blocks", "scan_tensor"]
+
+_BLOCK = 4 << 20
+
+# For each float format: the integer type of its bits, the exponent's mask (all ones: not finite), and the sign's.
+_FLOATS = {
+    "F64": ("<u8", 0x7FF0000000000000, 0x8000000000000000),
+    "F32": ("<u4", 0x7F800000, 0x80000000),
+    "F16": ("<u2", 0x7C00, 0x8000),
+    "BF16": ("<u2", 0x7F80, 0x8000),
+    "F8_E5M2": ("<u1", 0x7C, 0x80),
+}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a tensor saw: how many elements are NaN or infinite, and whether all are zero."""
+
+    nonfinite: int
+    all_zero: bool
+
+
+def scan_tensor(shard: Shard, info: TensorInfo) -> Scan:
+    """Count what is not finite. Formats without infinities or of other kinds count none."""
+    bits, exponent, sign = _FLOATS.get(info.dtype, ("<u1", 0, 0))
+    nonfinite, zero = 0, True
+    for block in read_blocks(shard, info):
+        values = block.view(bits)
+        if exponent:
+            nonfinite += int(np.count_nonzero((values & exponent) == exponent))
+        if zero:
+            zero = not (values & ~np.array(sign, bits)).any()
+    return Scan(nonfinite, zero and info.elements > 0)
+
+
+def read_blocks(shard: Shard, info: TensorInfo) -> Iterator[Array]:
+    """A tensor's bytes in order, a few MiB at a time; each block is overwritten by the next."""
+    buffer = np.empty(min(_BLOCK, info.end - info.start), np.uint8)
+    for start in range(info.start, info.end, _BLOCK):
+        part = buffer[: min(_BLOCK, info.end - start)]
+        shard.read_into(part.data, start)
+        yield part
+
+
+def equal_tensors(weights: Checkpoint, left: str, right: str) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes."""
+    one, other = weights.info(left), weights.info(right)
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with weights.open(weights.home[left]) as first, weights.open(weights.home[right]) as second:
+        pairs = zip(read_blocks(first, one), read_blocks(second, other), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
