@@ -165,7 +165,11 @@ class Model:
             return self.render(prompt)
         if chat.has_template(self.processor):
             return self.render([{"role": "user", "content": prompt}])
-        return chat.encode_text(self.processor, prompt)
+        return self.tokenize_text(prompt)
+
+    def tokenize_text(self, text: str) -> list[int]:
+        """The token ids of raw text, without the chat template."""
+        return chat.encode_text(self.processor, text)
 
     def prepare(
         self, prompt: Prompt | None, params: Mapping[str, Any], *, ids: Sequence[int] | None = None
