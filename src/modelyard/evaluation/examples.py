@@ -67,7 +67,8 @@ def from_messages(messages: Sequence[dict[str, Any]], *, id: str, source: str = 
     """The example in a whole conversation: its last message is the expected answer.
 
     Raises:
-        DataError: If the conversation does not end with an assistant's text after at least one other message.
+        DataError: If the conversation does not end with an assistant's text after at least one other message, or calls
+            tools.
     """
     where = source or f"example `{id}`"
     if len(messages) < 2 or messages[-1].get("role") != "assistant":
@@ -78,7 +79,11 @@ def from_messages(messages: Sequence[dict[str, Any]], *, id: str, source: str = 
     expected = messages[-1].get("content")
     if not isinstance(expected, str):
         raise DataError(f"{where}: the expected answer is not text")
-    return Example(id, [dict(message) for message in messages[:-1]], expected)
+    for message in messages:
+        if message.get("tool_calls"):
+            raise DataError(f"{where}: calls of tools cannot be evaluated, only text", hint="leave such rows out")
+    # Only what every chat template reads: a training weight, for one, is not part of the question.
+    return Example(id, [{"role": m.get("role"), "content": m.get("content")} for m in messages[:-1]], expected)
 
 
 def from_rows(rows: Iterable[RowLike]) -> list[Example]:

@@ -47,9 +47,9 @@ class Gate(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     metric: str = PRIMARY
-    min: float | None = Field(None, ge=0, le=1)
-    better_than: str | None = Field(None, min_length=1)
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    min: float | None = Field(default=None, ge=0, le=1)
+    better_than: str | None = Field(default=None, min_length=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
     task: str | None = None
     dataset: str | None = None
 

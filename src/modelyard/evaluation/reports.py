@@ -78,14 +78,13 @@ def read(report: Mapping[str, Any]) -> ReadReport:
         accuracy, math.fsum(scores.values()) / len(scores), rel_tol=0, abs_tol=1e-9
     ):
         raise _refusal(f"the report's accuracy, {accuracy!r}, is not the mean of its scores")
-    interval = report.get("interval", {})
     return ReadReport(
-        model=str(report.get("model", "")),
-        dataset=str(report.get("dataset", "")),
+        model=str(report.get("model") or ""),
+        dataset=str(report.get("dataset") or ""),
         data_digest=report["data_digest"],
         task=dict(task),
         metrics={str(name): float(value) for name, value in metrics.items()},
-        interval={str(name): (float(low), float(high)) for name, (low, high) in interval.items()},
+        interval=_intervals(report.get("interval")),
         scores=scores,
     )
 
@@ -105,6 +104,15 @@ def _scores(examples: Any) -> dict[str, float]:
             raise _refusal(f"the report's example `{name}` has no score between 0 and 1: {score!r}")
         scores[name] = float(score)
     return scores
+
+
+def _intervals(given: Any) -> dict[str, tuple[float, float]]:
+    if not isinstance(given, Mapping):
+        raise _refusal("the report's intervals are no map")
+    for name, bounds in given.items():
+        if not (isinstance(bounds, list | tuple) and len(bounds) == 2 and all(map(_finite, bounds))):
+            raise _refusal(f"the report's interval of `{name}` is not two numbers: {bounds!r}")
+    return {str(name): (float(low), float(high)) for name, (low, high) in given.items()}
 
 
 def _finite(value: Any) -> bool:

@@ -17,11 +17,12 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any, Protocol
 
 from modelyard.digest import digest_bytes
-from modelyard.errors import ModelError
+from modelyard.errors import DataError, ModelError, RequestError
 from modelyard.evaluation.examples import Example, check_examples, data_digest
 from modelyard.evaluation.reports import FORMAT
 from modelyard.evaluation.statistics import paired_bootstrap, wilson
@@ -38,7 +39,7 @@ _PACKAGES = ("modelyard", "torch", "transformers", "tokenizers", "safetensors", 
 class TextModel(Protocol):
     """What evaluation asks of a model; `weights.Model` is one."""
 
-    def batch_generate(self, prompts: Sequence[Any], **params: Any) -> list[str]:
+    def batch_generate(self, prompts: Sequence[Any], *, batch_size: int, **params: Any) -> list[str]:
         """One answer for each conversation, in order."""
         ...
 
@@ -68,7 +69,7 @@ def evaluate(
         It holds no clock and no host, and `model`, `dataset` and `file` are the caller's to add.
 
     Raises:
-        DataError: For unusable examples, before anything is generated.
+        DataError: For unusable examples, or one that the model cannot take (its template, its context).
         RecipeError: For an unknown task or option.
         ModelError: With code `incomplete_evaluation`, if an answer or a score is missing.
     """
@@ -76,7 +77,7 @@ def evaluate(
     chosen = list(examples[: config.limit])
     check_examples(chosen)
     scorer = build_task(config, chosen)
-    prompts = [model.render(example.messages) for example in chosen]
+    prompts = [_render(model, example) for example in chosen]
     outputs = _answers(model, chosen, prompts, config, progress)
     scores = [_score(scorer.score(example, output), example) for example, output in zip(chosen, outputs, strict=True)]
     values = [score.value for score in scores]
@@ -92,7 +93,7 @@ def evaluate(
         "metrics": metrics,
         "interval": {"accuracy": list(_interval(values))},
         "duplicates": len(chosen) - len({json.dumps(example.messages, sort_keys=True) for example in chosen}),
-        "environment": _environment(),
+        "environment": dict(_environment()),
         "examples": [
             {
                 "id": example.id,
@@ -104,6 +105,13 @@ def evaluate(
             for example, output, score, prompt in zip(chosen, outputs, scores, prompts, strict=True)
         ],
     }
+
+
+def _render(model: TextModel, example: Example) -> list[int]:
+    try:
+        return model.render(example.messages)
+    except RequestError as error:
+        raise DataError(f"example `{example.id}`: {error.message}", hint=error.hint) from error
 
 
 def _answers(
@@ -118,9 +126,16 @@ def _answers(
     answers: dict[int, str] = {}
     for start in range(0, len(order), config.batch_size):
         batch = order[start : start + config.batch_size]
-        made = model.batch_generate(
-            [examples[index].messages for index in batch], max_new_tokens=config.max_new_tokens, temperature=0.0
-        )
+        try:
+            made = model.batch_generate(
+                [examples[index].messages for index in batch],
+                batch_size=config.batch_size,
+                max_new_tokens=config.max_new_tokens,
+                temperature=0.0,
+            )
+        except RequestError as error:
+            first = examples[batch[0]].id  # the longest prompt comes first
+            raise DataError(f"example `{first}` or one of its batch: {error.message}", hint=error.hint) from error
         if len(made) != len(batch) or not all(isinstance(answer, str) for answer in made):
             raise _incomplete(f"the model gave {len(made)} answers to {len(batch)} prompts")
         answers.update(zip(batch, made, strict=True))
@@ -146,7 +161,8 @@ def _incomplete(cause: str) -> ModelError:
     return ModelError(f"the evaluation is incomplete: {cause}", hint="no report was made", code="incomplete_evaluation")
 
 
-def _environment() -> dict[str, str]:
+@cache
+def _environment() -> Mapping[str, str]:
     """Versions of what computes an answer, and nothing about the machine's name or time."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -42,9 +42,9 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str
-    max_new_tokens: int = Field(64, ge=1)
-    batch_size: int = Field(32, ge=1)
-    limit: int | None = Field(None, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    limit: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class LabelConfig(TaskConfig):
     """
 
     name: Literal["label"] = "label"
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
     labels: list[str] | None = None
     first_line: bool = True
 

@@ -39,7 +39,7 @@ class NumberConfig(TaskConfig):
     """
 
     name: Literal["number"] = "number"
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     require_mark: bool = False
 
 
