@@ -14,17 +14,20 @@ modules work inside its transactions and take and return plain values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING
 
 from modelyard.catalog import engine as engines
 from modelyard.catalog import revision
 from modelyard.catalog.transaction import Transaction, moment
 from modelyard.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from sqlalchemy import Connection
 
 __all__ = ["Catalog"]
 

@@ -7,15 +7,17 @@ checkpoint at once; there the rollback journal is used. `synchronous` is always 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
 from modelyard.errors import BusyError, InputError, IntegrityError, NoSpaceError, YardError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["journal_mode", "open_engine", "parse_url", "translated"]
 
@@ -107,7 +109,7 @@ def _prepare_sqlite(engine: Engine, busy_seconds: float) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
         active = cursor.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0]
-        if active != mode and active != "memory":
+        if active not in (mode, "memory"):
             raise sqlite3.OperationalError(f"journal_mode stayed {active}: database is locked")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from modelyard.catalog.schema import leases
-from modelyard.catalog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from modelyard.catalog.transaction import Transaction
 
 __all__ = ["LeaseRecord", "acquire", "beat", "listing", "release"]
 

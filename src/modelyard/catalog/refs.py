@@ -7,23 +7,26 @@ name may move when; those are the registry's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from modelyard.catalog.schema import alias_history, gates, refs, versions
-from modelyard.catalog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from modelyard.catalog.transaction import Transaction
 
 __all__ = [
     "RefRecord",
     "find",
+    "forget_version",
     "former",
     "former_holders",
-    "forget_version",
     "gate",
     "in_repo",
     "names_of",
-    "pop",
     "point",
+    "pop",
     "push",
     "remove",
     "set_gate",

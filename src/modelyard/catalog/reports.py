@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, insert, select
 
 from modelyard.catalog.schema import reports
-from modelyard.catalog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from modelyard.catalog.transaction import Transaction
 
 __all__ = ["ReportRecord", "of_version", "save"]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, and_, func, insert, select, tuple_, update
 
 from modelyard.catalog.schema import refs, repos, versions
-from modelyard.catalog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from modelyard.catalog.transaction import Transaction
 
 __all__ = ["RepoRecord", "RepoSummary", "ensure", "find", "names", "next_number", "summaries"]
 

@@ -7,19 +7,22 @@ stays true until it ends, on both databases alike. This module knows rows and se
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from modelyard.catalog.schema import audit, counters, outbox
 from modelyard.errors import InternalError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = ["Entry", "Transaction", "discard", "dump", "moment", "pending"]
 
 SEQUENCE = "seq"
+ENTRY_FORMAT = "modelyard/journal/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Transaction:
         ref: str | None = None,
         version: str | None = None,
         previous: str | None = None,
-        **detail: Any,
+        detail: Mapping[str, Any] | None = None,
     ) -> int:
         """Write one change as an audit row and an outbox row; returns its sequence number.
 
@@ -82,25 +85,18 @@ class Transaction:
             ref: The name that moved.
             version: What it points to now.
             previous: What it pointed to before.
-            **detail: Whatever else a rebuild needs; plain JSON values.
+            detail: Whatever else a rebuild needs; plain JSON values.
         """
         seq = self.next()
         row = {"seq": seq, "at": self.at, "author": self.author, "action": action}
         row |= {"repo_id": repo[0] if repo else None, "ref": ref, "version_id": version, "previous_id": previous}
-        self.connection.execute(insert(audit).values(**row, detail=dump(detail)))
-        entry = {
-            "seq": seq,
-            "at": self.at,
-            "author": self.author,
-            "action": action,
-            "ref": ref,
-            "version": version,
-            "previous": previous,
-            **detail,
-        }
+        self.connection.execute(insert(audit).values(**row, detail=dump(detail or {})))
+        entry = {"format": ENTRY_FORMAT, "seq": seq, "at": self.at, "author": self.author, "action": action}
+        named = {"ref": ref, "version": version, "previous": previous, "detail": detail or None}
+        entry |= {key: value for key, value in named.items() if value is not None}
         if repo:
             entry |= {"repo_type": repo[1], "repo": repo[2]}
-        text = dump({key: value for key, value in entry.items() if value is not None})
+        text = dump(entry)
         self.connection.execute(insert(outbox).values(seq=seq, entry=text))
         self.entries.append(Entry(seq, text.encode()))
         return seq

@@ -5,16 +5,21 @@ Paths and digests are text here; what a manifest is, and whether the bytes exist
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from modelyard.catalog.repos import RepoRecord
 from modelyard.catalog.schema import lineage, repos, version_files, versions
-from modelyard.catalog.transaction import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from modelyard.catalog.transaction import Transaction
 
 __all__ = [
+    "Ancestor",
     "FileRecord",
     "VersionRecord",
     "by_digest",
@@ -62,6 +67,16 @@ class VersionRecord:
     deleted: bool
     files: tuple[FileRecord, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A version as a step of a walk along parents."""
+
+    seq: int
+    number: int
+    parent: str | None
+    deleted: bool
 
 
 def save(
@@ -225,9 +240,8 @@ def children(connection: Connection, digests: Iterable[str], *, deleted: bool = 
     return sorted(found)
 
 
-def parents(connection: Connection, repo_id: int) -> dict[str, tuple[int, str | None, bool]]:
-    """Of every version of a repo: `seq`, parent and whether it is deleted, by digest; for walks along branches."""
-    query = select(versions.c.id, versions.c.seq, versions.c.parent, versions.c.deleted).where(
-        versions.c.repo_id == repo_id
-    )
-    return {row.id: (row.seq, row.parent, bool(row.deleted)) for row in connection.execute(query)}
+def parents(connection: Connection, repo_id: int) -> dict[str, Ancestor]:
+    """Every version of a repo by digest, with what a walk along its branches needs."""
+    columns = (versions.c.id, versions.c.seq, versions.c.number, versions.c.parent, versions.c.deleted)
+    rows = connection.execute(select(*columns).where(versions.c.repo_id == repo_id))
+    return {row.id: Ancestor(row.seq, row.number, row.parent, bool(row.deleted)) for row in rows}

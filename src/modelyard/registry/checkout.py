@@ -11,14 +11,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import blake3
 
 from modelyard.digest import Digest
 from modelyard.errors import ConflictError, InputError, IntegrityError, NoSpaceError, YardError
-from modelyard.registry.model import Version
 from modelyard.registry.names import check_paths
-from modelyard.store.base import Store
+
+if TYPE_CHECKING:
+    from modelyard.registry.model import Version
+    from modelyard.store.base import Store
 
 __all__ = ["checkout", "fill", "hash_path"]
 

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING
 
 from modelyard.catalog import Transaction, refs, repos, versions
-from modelyard.catalog.repos import RepoRecord
 from modelyard.catalog.versions import FileRecord, VersionRecord
-from modelyard.digest import Digest
 from modelyard.errors import BusyError, ConflictError
 from modelyard.registry import manifest
-from modelyard.registry.context import Context
 from modelyard.registry.intake import Origin, check_kind, edges_of, open_source, recognised_kind, source_names
 from modelyard.registry.leases import lease
 from modelyard.registry.model import Edge, FileEntry, Kind, RepoType, Version, version_of
 from modelyard.registry.names import check_metadata, check_ref_name
 from modelyard.registry.reference import Reference, repo_of
 from modelyard.registry.resolve import record_of
-from modelyard.weights.files import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from modelyard.catalog.repos import RepoRecord
+    from modelyard.digest import Digest
+    from modelyard.registry.context import Context
+    from modelyard.weights.files import Files
 
 __all__ = ["commit"]
 
@@ -156,7 +160,7 @@ def _attempt(context: Context, request: _Request, entries: tuple[FileEntry, ...]
         if (now.id if now else None) != parent:
             return None
         repo = repos.ensure(tx, request.target.repo_type, request.target.repo)
-        record = _write(tx, repo, request, plan, entries, digest)
+        record = _write(tx, repo, request, plan, entries=entries, digest=digest)
     return version_of(record)
 
 
@@ -167,7 +171,13 @@ def _same(head: VersionRecord, plan: _Plan, entries: Sequence[FileEntry]) -> boo
 
 
 def _write(
-    tx: Transaction, repo: RepoRecord, request: _Request, plan: _Plan, entries: Sequence[FileEntry], digest: Digest
+    tx: Transaction,
+    repo: RepoRecord,
+    request: _Request,
+    plan: _Plan,
+    *,
+    entries: Sequence[FileEntry],
+    digest: Digest,
 ) -> VersionRecord:
     """The version's rows, the branch and the audit row; the repo may hold this very version already, on another branch."""
     known = [
@@ -196,5 +206,5 @@ def _write(
     refs.point(tx, repo.id, request.branch, "branch", seq)
     previous = plan.head.id if plan.head else None
     detail = {"number": number, "message": request.message, "metadata": request.metadata}
-    tx.record("commit", repo=repo.key, ref=request.branch, version=digest, previous=previous, **detail)
+    tx.record("commit", repo=repo.key, ref=request.branch, version=digest, previous=previous, detail=detail)
     return versions.load(tx.connection, [seq])[0]

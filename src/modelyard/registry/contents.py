@@ -6,13 +6,17 @@ is seen. Knows nothing of what is inside a file.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelyard.digest import digest_bytes
 from modelyard.errors import IntegrityError, ModelError, NotFoundError, near_match
-from modelyard.registry.model import FileEntry, Version
-from modelyard.store.base import Store
 from modelyard.weights.files import READ_LIMIT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelyard.registry.model import FileEntry, Version
+    from modelyard.store.base import Store
 
 __all__ = ["StoredFiles"]
 

@@ -6,17 +6,20 @@ only then returns. Knows nothing of versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from modelyard.catalog import Catalog, Entry, Transaction
 from modelyard.catalog.transaction import discard, pending
-from modelyard.registry.model import Verdict
-from modelyard.store.base import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from modelyard.catalog import Catalog, Entry, Transaction
+    from modelyard.registry.model import Verdict
+    from modelyard.store.base import Store
 
 __all__ = ["Context", "Judge"]
 

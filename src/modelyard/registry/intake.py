@@ -5,19 +5,23 @@ Nothing here writes. Knows names and links, not tensors; `modelyard.weights` jud
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING
 
 from modelyard.catalog import versions
 from modelyard.digest import Digest
 from modelyard.errors import InputError, NotFoundError
 from modelyard.registry.model import KINDS, LINEAGE_TYPES, Edge, Kind, LineageType, Version, version_of
 from modelyard.registry.names import check_paths
-from modelyard.registry.reference import RepoType
 from modelyard.registry.resolve import record_of
 from modelyard.weights.files import READ_LIMIT, Files, FolderFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection
+
+    from modelyard.registry.reference import RepoType
 
 __all__ = ["Origin", "check_kind", "edges_of", "open_source", "recognised_kind", "source_names"]
 

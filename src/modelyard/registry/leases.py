@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from modelyard.catalog import leases
 from modelyard.errors import ConflictError
-from modelyard.registry.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelyard.registry.context import Context
 
 __all__ = ["is_alive", "lease", "owner"]
 

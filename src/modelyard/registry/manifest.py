@@ -6,10 +6,14 @@ detail: two people who commit the same files made from the same things get the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from modelyard.digest import Digest, canonical_json
-from modelyard.registry.model import Edge, FileEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelyard.registry.model import Edge, FileEntry
 
 __all__ = ["FORMAT", "encode"]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from modelyard.catalog.versions import VersionRecord
 from modelyard.digest import Digest
 from modelyard.registry.reference import RepoType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelyard.catalog.versions import VersionRecord
 
 __all__ = [
     "KINDS",

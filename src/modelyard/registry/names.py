@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from modelyard.errors import InputError, RefError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["REF_NAME", "check_metadata", "check_path", "check_paths", "check_ref_name", "check_repo_name", "shown"]
 
@@ -36,7 +38,7 @@ PATH_NAME = 'relative, parts between /, none of them empty, `.`, `..` or `.git`,
 
 
 def shown(text: str) -> str:
-    """A name as it may be printed: everything but printable ASCII is escaped, and a long one is cut.
+    r"""A name as it may be printed: everything but printable ASCII is escaped, and a long one is cut.
 
     >>> shown("a" + chr(0x202E) + "b")
     'a\\\\u202eb'

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from modelyard.catalog import refs, repos, versions
 from modelyard.errors import ConflictError
-from modelyard.registry.context import Context
 from modelyard.registry.model import Ref, Repo, Version, moment, version_of
 from modelyard.registry.names import check_ref_name
 from modelyard.registry.reference import RepoType, repo_of
 from modelyard.registry.resolve import find_repo, record_of
+
+if TYPE_CHECKING:
+    from modelyard.registry.context import Context
 
 __all__ = ["branch", "list_refs", "list_repos", "list_versions", "tag"]
 
@@ -81,5 +85,5 @@ def _create(context: Context, reference: str | Version, name: str, ref_type: str
             )
         if found is None:
             refs.point(tx, record.repo.id, name, ref_type, record.seq)
-            tx.record(ref_type, repo=record.repo.key, ref=name, version=record.id, number=record.number)
+            tx.record(ref_type, repo=record.repo.key, ref=name, version=record.id, detail={"number": record.number})
     return Ref(name, ref_type, Digest(record.id), record.number)  # type: ignore[arg-type]  # tag or branch

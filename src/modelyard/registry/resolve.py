@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING, NoReturn
 
 from modelyard.catalog import refs, repos, versions
-from modelyard.catalog.repos import RepoRecord
-from modelyard.catalog.versions import VersionRecord
 from modelyard.digest import Digest
 from modelyard.errors import NotFoundError, RefError, near_match
-from modelyard.registry.context import Context
 from modelyard.registry.model import Version, version_of
 from modelyard.registry.reference import Reference
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from modelyard.catalog.repos import RepoRecord
+    from modelyard.catalog.versions import VersionRecord
+    from modelyard.registry.context import Context
 
 __all__ = ["find_record", "find_repo", "record_of", "resolve", "resolve_digest"]
 

@@ -6,24 +6,53 @@ settings. Each method is a line here and a function in the module of its noun.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelyard.catalog import Catalog
-from modelyard.digest import Digest
+from modelyard.errors import InputError
 from modelyard.registry import checkout as _checkout
 from modelyard.registry import commit as _commit
+from modelyard.registry import deletion as _deletion
+from modelyard.registry import deployments as _deployments
+from modelyard.registry import diff as _diff
+from modelyard.registry import history as _history
+from modelyard.registry import leases as _leases
+from modelyard.registry import lineage as _lineage
+from modelyard.registry import loading as _loading
+from modelyard.registry import promotion as _promotion
 from modelyard.registry import refs as _refs
+from modelyard.registry import reports as _reports
 from modelyard.registry import resolve as _resolve
+from modelyard.registry import runs as _runs
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.context import Context, Judge
-from modelyard.registry.intake import Origin
-from modelyard.registry.leases import lease
-from modelyard.registry.model import Edge, Kind, Ref, Repo, RepoType, Version
-from modelyard.store.base import Store
-from modelyard.weights.files import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from modelyard.catalog import Catalog
+    from modelyard.digest import Digest
+    from modelyard.registry.diff import VersionDiff
+    from modelyard.registry.intake import Origin
+    from modelyard.registry.model import (
+        Deletion,
+        Deployment,
+        Edge,
+        Kind,
+        LineageGraph,
+        LogEntry,
+        Promotion,
+        Ref,
+        Repo,
+        RepoType,
+        RunRecord,
+        Version,
+    )
+    from modelyard.store.base import Store
+    from modelyard.weights.files import Files
+    from modelyard.weights.model import Model
 
 __all__ = ["Yard"]
 
@@ -148,7 +177,7 @@ class Yard:
             IntegrityError: A stored file is damaged; nothing is left behind.
         """
         found = self.resolve(version)
-        with lease(self._context, "checkout"):
+        with self.lease("checkout"):
             return _checkout.checkout(self._context.store, found, Path(folder), link=link)
 
     def repos(
@@ -180,3 +209,182 @@ class Yard:
     def branch(self, version: str | Version, name: str) -> Ref:
         """Start a branch at a version; again is fine, a name that is taken a `ConflictError`."""
         return _refs.branch(self._context, version, name)
+
+    def log(self, reference: str | Version, *, limit: int | None = None, before: int | None = None) -> list[LogEntry]:
+        """What happened to a repo, newest first: of all of it (`ns/name`), one tag or alias, or a version and its parents.
+
+        Args:
+            reference: The repo, or with a REV, what of it.
+            limit: At most so many entries.
+            before: Only entries with a smaller `seq`: the last one of the page before.
+        """
+        return _history.log(self._context, reference, limit=limit, before=before)
+
+    def lineage(self, version: str | Version, *, direction: _lineage.Direction = "both") -> LineageGraph:
+        """What a version was made from (`up`), what was made from it (`down`), and so on."""
+        return _lineage.graph(self._context, version, direction)
+
+    def diff(self, a: str | Version, b: str | Version, *, norms: bool = False) -> VersionDiff:
+        """What changed from `a` to `b`: files, configuration keys, tokenizer, chat template, tensors by header.
+
+        With `norms`, tensors are compared by value too and each change has its relative norm: every byte is read.
+        """
+        old, new = self.resolve(a), self.resolve(b)
+        store = self._context.store
+        return _diff.compare((old, StoredFiles(store, old)), (new, StoredFiles(store, new)), norms=norms)
+
+    def delete(self, reference: str | Version, *, force: bool = False) -> Deletion:
+        """Delete a version (`@v7`, `@<hex>`) or a ref (`@name`): the name goes, bytes that something needs stay.
+
+        Raises:
+            ConflictError: A ref, rollback, deployment or derived version holds it; `details["holders"]` lists them. With
+                `force` its refs go too, and a branch moves to the nearest parent that is left.
+            RefError: The reference names a whole repo.
+        """
+        return _deletion.delete(self._context, reference, force=force)
+
+    def undelete(self, reference: str | Version) -> Version:
+        """Bring a deleted version back, by number or digest; its refs stay gone."""
+        return _deletion.undelete(self._context, reference)
+
+    def promote(self, version: str | Version, to: str, expect: str | Version | None = None) -> Promotion:
+        """Move an alias of the version's repo to it, past the alias's gate, by compare-and-swap.
+
+        Args:
+            version: What is promoted.
+            to: The alias; created by its first promotion.
+            expect: The holder that must still be there (`v6`, a digest, a reference, `none` for nobody); by default the one
+                that was there when this call began, which is the incumbent that the gate was judged against.
+
+        Raises:
+            GateRefusedError: The gate does not pass; `details["verdict"]` says why.
+            ConflictError: Somebody else moved the alias; `details["holder"]` is the winner.
+            IntegrityError: A file of the version is missing in the store.
+        """
+        return _promotion.promote(self._context, version, to, expect)
+
+    def rollback(
+        self, repo: str, alias: str, repo_type: RepoType | None = None, *, expect: str | Version | None = None
+    ) -> Promotion:
+        """Return an alias to the holder before the last promotion; repeated, further back. Needs no gate.
+
+        Raises:
+            ConflictError: There is no holder before, or somebody else moved the alias meanwhile.
+        """
+        return _promotion.rollback(self._context, repo, alias, repo_type, expect)
+
+    def set_gate(
+        self, repo: str, alias: str, gate: Mapping[str, Any] | None, repo_type: RepoType | None = None
+    ) -> None:
+        """Store the rule that a version's reports must pass before the alias may move to it; None removes it.
+
+        Raises:
+            RecipeError: The gate has an unknown key or a wrong value.
+        """
+        _promotion.set_gate(self._context, repo, alias, gate, repo_type)
+
+    def gate(self, repo: str, alias: str, repo_type: RepoType | None = None) -> dict[str, Any] | None:
+        """An alias's gate, or None."""
+        return _promotion.gate(self._context, repo, alias, repo_type)
+
+    def add_report(self, version: str | Version, report: Mapping[str, Any]) -> Digest:
+        """Store a report of this very version; again is fine. Returns its digest.
+
+        Raises:
+            InputError: It is about another version, incomplete, or holds what JSON cannot.
+        """
+        return _reports.add(self._context, version, report)
+
+    def reports(self, version: str | Version) -> list[dict[str, Any]]:
+        """A version's reports in the order they were made, verified."""
+        return _reports.of_version(self._context, version)
+
+    def report(self, digest: str) -> dict[str, Any]:
+        """A report by its digest, verified."""
+        return _reports.get(self._context, digest)
+
+    def run_record(self, key: str) -> RunRecord | None:
+        """The run of a key, or None."""
+        return _runs.find(self._context, key)
+
+    def runs(self, *, limit: int | None = None) -> list[RunRecord]:
+        """Runs, the last written first."""
+        return _runs.listing(self._context, limit=limit)
+
+    def start_run(self, key: str, *, step: str, inputs: Mapping[str, Any] | None = None) -> RunRecord:
+        """Begin a run, or take over one that ended or whose process died (`attempt` counts).
+
+        Raises:
+            BusyError: Another living process works on this key.
+        """
+        return _runs.start(self._context, key, step=step, inputs=inputs or {})
+
+    def finish_run(self, key: str, outputs: Mapping[str, Any]) -> RunRecord:
+        """End a run of this process with what it made.
+
+        Raises:
+            ConflictError: It is not running, or belongs to another process.
+        """
+        return _runs.finish(self._context, key, outputs)
+
+    def fail_run(self, key: str, error: str) -> RunRecord:
+        """End a run of this process that did not succeed."""
+        return _runs.fail(self._context, key, error)
+
+    def deployments(self) -> list[Deployment]:
+        """What servers keep loaded, the first recorded first."""
+        return _deployments.listing(self._context)
+
+    def record_deployment(
+        self,
+        reference: str,
+        version: str | Version,
+        *,
+        address: str = "",
+        info: Mapping[str, Any] | None = None,
+        deployment_id: str | None = None,
+    ) -> Deployment:
+        """Record what this process serves; with the id of an earlier deployment, what it serves from now on."""
+        return _deployments.record(
+            self._context, reference, version, address=address, info=info, deployment_id=deployment_id
+        )
+
+    def beat_deployment(self, deployment_id: str) -> None:
+        """Say that a deployment lives; `NotFoundError` when it was dropped."""
+        _deployments.beat(self._context, deployment_id)
+
+    def drop_deployment(self, deployment_id: str) -> bool:
+        """Forget a deployment; False when there is none of this id."""
+        return _deployments.drop(self._context, deployment_id)
+
+    def lease(self, purpose: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold a lease while the block runs, so that a collection waits; call what it yields now and then in a long one."""
+        return _leases.lease(self._context, purpose)
+
+    def folder(self, version: str | Version) -> Path:
+        """A folder with the version's files as hard links into the store, every byte verified now; read-only by contract.
+
+        Raises:
+            InputError: This yard was built without a folder for links.
+        """
+        if self._context.links is None:
+            raise InputError("this yard has no folder for links", hint="use checkout, or open it with modelyard.open()")
+        return _loading.linked_folder(self._context.store, self._context.links, self.resolve(version))
+
+    def base_of(self, version: str | Version) -> Version:
+        """The model that an adapter was fine-tuned on, by its `finetuned` edge."""
+        return _lineage.adapter_base(self._context, self.resolve(version))
+
+    def load(self, reference: str | Version, **options: Any) -> Model:
+        """Load a version, an adapter together with its base; every byte is verified first.
+
+        Args:
+            reference: What to load.
+            **options: `dtype`, `device`, `threads`: see `modelyard.weights.load.load`.
+
+        Raises:
+            NotFoundError: No such version, or an adapter whose base is not in this yard.
+            IntegrityError: A stored file is damaged.
+            ModelError: The version is not a usable model.
+        """
+        return _loading.load(self._context, self.resolve(reference), options)
