@@ -22,7 +22,16 @@ import rfc8785
 
 from modelyard.errors import InternalError
 
-__all__ = ["Digest", "FileDigests", "HashingReader", "canonical_json", "digest_bytes", "digest_json", "hash_stream", "read_chunks"]
+__all__ = [
+    "Digest",
+    "FileDigests",
+    "HashingReader",
+    "canonical_json",
+    "digest_bytes",
+    "digest_json",
+    "hash_stream",
+    "read_chunks",
+]
 
 _FORM = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20

@@ -10,11 +10,14 @@ PosixPath('/data/yard')
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelyard.errors import InputError, near_match
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Settings"]
 
@@ -46,7 +49,10 @@ class Settings:
         for name in env:
             if name.startswith("MODELYARD_") and name not in _KNOWN:
                 meant = near_match(name, _KNOWN)
-                raise InputError(f"unknown variable `{name}`", hint=f"did you mean `{meant}`?" if meant else f"known: {', '.join(_KNOWN)}")
+                raise InputError(
+                    f"unknown variable `{name}`",
+                    hint=f"did you mean `{meant}`?" if meant else f"known: {', '.join(_KNOWN)}",
+                )
         where = env.get("MODELYARD_HOME")
         threads = env.get("MODELYARD_THREADS")
         if threads is not None and not (threads.isdecimal() and int(threads) > 0):

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from modelyard.quickstart import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Document = list[dict[str, str]]
 """A conversation; a plain text is one message whose role is `text`."""
@@ -27,61 +30,253 @@ SEED = 0
 
 # Subjects, verbs and things for plain sentences. Everyday words that a support message may use as well occur here, in
 # other company: a pretrained model that never saw the word "broken" would be no model of English.
-_PEOPLE = ("the baker", "a teacher", "my sister", "the old sailor", "our neighbour", "the farmer", "a nurse", "the painter",
-           "his uncle", "the young clerk", "a customer", "the driver", "her friend", "the postman", "an agent", "the doctor")
-_VERBS = ("found", "lost", "sold", "bought", "repaired", "painted", "carried", "wanted", "returned", "sent", "moved",
-          "cancelled", "ordered", "changed", "opened", "closed", "broke", "tracked", "charged", "swapped", "exchanged",
-          "called", "booked", "updated", "delivered", "paid for", "asked for", "stopped", "renewed", "fitted", "phoned")
-_THINGS = ("the garden gate", "a small boat", "the red lamp", "two tickets", "an old clock", "the long letter", "a parcel",
-           "the wooden chair", "a plan of the town", "the bill", "an account book", "the shoes", "a warm coat", "the address",
-           "the radio", "some money", "a size of paper", "the email", "a refund", "the order of songs", "a delivery of coal",
-           "the phone", "a subscription to the paper", "the screen", "a strange noise", "a card", "the wrong key",
-           "a broken cup", "the faulty bell", "a call from home", "the charge sheet", "the inbox", "the login book")
-_WHEN = ("yesterday", "today", "last week", "in the morning", "at noon", "at night", "in spring", "before dawn",
-         "for years", "next month", "again", "too late", "right away")
-_LINKS = ("because it was too small", "but it did not work", "and it was late", "although it was new", "so that it would fit",
-          "because the old one was dead", "and then went home", "but nobody came", "while the rain fell", "since it was free")
+_PEOPLE = (
+    "the baker",
+    "a teacher",
+    "my sister",
+    "the old sailor",
+    "our neighbour",
+    "the farmer",
+    "a nurse",
+    "the painter",
+    "his uncle",
+    "the young clerk",
+    "a customer",
+    "the driver",
+    "her friend",
+    "the postman",
+    "an agent",
+    "the doctor",
+)
+_VERBS = (
+    "found",
+    "lost",
+    "sold",
+    "bought",
+    "repaired",
+    "painted",
+    "carried",
+    "wanted",
+    "returned",
+    "sent",
+    "moved",
+    "cancelled",
+    "ordered",
+    "changed",
+    "opened",
+    "closed",
+    "broke",
+    "tracked",
+    "charged",
+    "swapped",
+    "exchanged",
+    "called",
+    "booked",
+    "updated",
+    "delivered",
+    "paid for",
+    "asked for",
+    "stopped",
+    "renewed",
+    "fitted",
+    "phoned",
+)
+_THINGS = (
+    "the garden gate",
+    "a small boat",
+    "the red lamp",
+    "two tickets",
+    "an old clock",
+    "the long letter",
+    "a parcel",
+    "the wooden chair",
+    "a plan of the town",
+    "the bill",
+    "an account book",
+    "the shoes",
+    "a warm coat",
+    "the address",
+    "the radio",
+    "some money",
+    "a size of paper",
+    "the email",
+    "a refund",
+    "the order of songs",
+    "a delivery of coal",
+    "the phone",
+    "a subscription to the paper",
+    "the screen",
+    "a strange noise",
+    "a card",
+    "the wrong key",
+    "a broken cup",
+    "the faulty bell",
+    "a call from home",
+    "the charge sheet",
+    "the inbox",
+    "the login book",
+)
+_WHEN = (
+    "yesterday",
+    "today",
+    "last week",
+    "in the morning",
+    "at noon",
+    "at night",
+    "in spring",
+    "before dawn",
+    "for years",
+    "next month",
+    "again",
+    "too late",
+    "right away",
+)
+_LINKS = (
+    "because it was too small",
+    "but it did not work",
+    "and it was late",
+    "although it was new",
+    "so that it would fit",
+    "because the old one was dead",
+    "and then went home",
+    "but nobody came",
+    "while the rain fell",
+    "since it was free",
+)
 
 # Other domains for one-line JSON: a label, its keys, and ways to say it.
 _Record = tuple[str, dict[str, str], tuple[str, ...]]
 _RECORDS: tuple[_Record, ...] = (
-    ("planet", {"name": "place", "moons": "digit"}, (
-        "The planet {name} has {moons} moons.", "{name} is a world with {moons} moons.", "There are {moons} moons above {name}.",
-        "Astronomers count {moons} moons at {name}.")),
-    ("recipe", {"dish": "word", "minutes": "digit"}, (
-        "Cook the {dish} for {minutes} minutes.", "{dish} takes {minutes} minutes on the stove.",
-        "Leave the {dish} in the oven, {minutes} minutes are enough.")),
-    ("match", {"home": "place", "away": "place"}, (
-        "{home} played against {away} on grass.", "The game between {home} and {away} was even.",
-        "{away} travelled to {home} for the cup.")),
-    ("book", {"title": "word", "author": "person"}, (
-        "{author} wrote a novel called {title}.", "The novel {title} is by {author}.", "Have you read {title} by {author}?",
-        "{title} made {author} famous.")),
-    ("train", {"line": "code", "stop": "place"}, (
-        "Train {line} halts at {stop}.", "At {stop} you may board {line}.", "The engine {line} runs through {stop}.",
-        "{line} was seen near {stop}.")),
-    ("animal", {"kind": "word", "legs": "digit"}, (
-        "A {kind} walks on {legs} legs.", "Count the legs of a {kind}: {legs}.", "The {kind} is an animal with {legs} legs.")),
-    ("letter", {"from": "person", "to": "person"}, (
-        "{from} wrote a long letter to {to}.", "{to} was glad to read what {from} wrote.", "Dear {to}, I miss you. {from}")),
-    ("contact", {"name": "person", "mail": "email"}, (
-        "{name} reads {mail} every evening.", "The club lists {mail} for {name}.", "Ask {name}, that is {mail}.")),
-    ("weight", {"thing": "word", "grams": "number"}, (
-        "One {thing} weighs {grams} grams.", "{grams} grams is a lot for a {thing}.", "The scale shows {grams} for the {thing}.")),
-    ("star", {"id": "code"}, (
-        "The star {id} is blue.", "Look north to see {id}.", "Nobody named {id} until now.", "{id} shines over the sea.")),
-    ("year", {"number": "number"}, (
-        "The castle was built in {number}.", "It happened in the year {number}.", "{number} was a cold year.")),
-    ("river", {"name": "place"}, (
-        "The river {name} is wide.", "We swam in the {name}.", "A bridge crosses the {name}.", "Fish live in the {name}.")),
-    ("song", {"title": "word", "key": "note"}, (
-        "Sing {title} in {key}.", "The tune {title} is written in {key}.", "In {key}, {title} sounds sad.")),
-    ("concert", {"where": "place", "when": "date"}, (
-        "The choir sings in {where} on {when}.", "On {when} there is music in {where}.", "{where} waits for {when}.")),
-    ("cloth", {"pattern": "word", "cut": "size"}, (
-        "The {pattern} pattern was cut at {cut}.", "Cut {cut} for a {pattern}.", "A {pattern} of {cut} hangs there.")),
-    ("plant", {"name": "word"}, (
-        "Water the {name} at night.", "A {name} needs sun.", "The leaves of the {name} are green.", "In spring the {name} grows.")),
+    (
+        "planet",
+        {"name": "place", "moons": "digit"},
+        (
+            "The planet {name} has {moons} moons.",
+            "{name} is a world with {moons} moons.",
+            "There are {moons} moons above {name}.",
+            "Astronomers count {moons} moons at {name}.",
+        ),
+    ),
+    (
+        "recipe",
+        {"dish": "word", "minutes": "digit"},
+        (
+            "Cook the {dish} for {minutes} minutes.",
+            "{dish} takes {minutes} minutes on the stove.",
+            "Leave the {dish} in the oven, {minutes} minutes are enough.",
+        ),
+    ),
+    (
+        "match",
+        {"home": "place", "away": "place"},
+        (
+            "{home} played against {away} on grass.",
+            "The game between {home} and {away} was even.",
+            "{away} travelled to {home} for the cup.",
+        ),
+    ),
+    (
+        "book",
+        {"title": "word", "author": "person"},
+        (
+            "{author} wrote a novel called {title}.",
+            "The novel {title} is by {author}.",
+            "Have you read {title} by {author}?",
+            "{title} made {author} famous.",
+        ),
+    ),
+    (
+        "train",
+        {"line": "code", "stop": "place"},
+        (
+            "Train {line} halts at {stop}.",
+            "At {stop} you may board {line}.",
+            "The engine {line} runs through {stop}.",
+            "{line} was seen near {stop}.",
+        ),
+    ),
+    (
+        "animal",
+        {"kind": "word", "legs": "digit"},
+        (
+            "A {kind} walks on {legs} legs.",
+            "Count the legs of a {kind}: {legs}.",
+            "The {kind} is an animal with {legs} legs.",
+        ),
+    ),
+    (
+        "letter",
+        {"from": "person", "to": "person"},
+        (
+            "{from} wrote a long letter to {to}.",
+            "{to} was glad to read what {from} wrote.",
+            "Dear {to}, I miss you. {from}",
+        ),
+    ),
+    (
+        "contact",
+        {"name": "person", "mail": "email"},
+        ("{name} reads {mail} every evening.", "The club lists {mail} for {name}.", "Ask {name}, that is {mail}."),
+    ),
+    (
+        "weight",
+        {"thing": "word", "grams": "number"},
+        (
+            "One {thing} weighs {grams} grams.",
+            "{grams} grams is a lot for a {thing}.",
+            "The scale shows {grams} for the {thing}.",
+        ),
+    ),
+    (
+        "star",
+        {"id": "code"},
+        (
+            "The star {id} is blue.",
+            "Look north to see {id}.",
+            "Nobody named {id} until now.",
+            "{id} shines over the sea.",
+        ),
+    ),
+    (
+        "year",
+        {"number": "number"},
+        ("The castle was built in {number}.", "It happened in the year {number}.", "{number} was a cold year."),
+    ),
+    (
+        "river",
+        {"name": "place"},
+        (
+            "The river {name} is wide.",
+            "We swam in the {name}.",
+            "A bridge crosses the {name}.",
+            "Fish live in the {name}.",
+        ),
+    ),
+    (
+        "song",
+        {"title": "word", "key": "note"},
+        ("Sing {title} in {key}.", "The tune {title} is written in {key}.", "In {key}, {title} sounds sad."),
+    ),
+    (
+        "concert",
+        {"where": "place", "when": "date"},
+        ("The choir sings in {where} on {when}.", "On {when} there is music in {where}.", "{where} waits for {when}."),
+    ),
+    (
+        "cloth",
+        {"pattern": "word", "cut": "size"},
+        ("The {pattern} pattern was cut at {cut}.", "Cut {cut} for a {pattern}.", "A {pattern} of {cut} hangs there."),
+    ),
+    (
+        "plant",
+        {"name": "word"},
+        (
+            "Water the {name} at night.",
+            "A {name} needs sun.",
+            "The leaves of the {name} are green.",
+            "In spring the {name} grows.",
+        ),
+    ),
 )
 _NOTES = ("C", "D", "E", "F", "G", "A", "B")
 _ASK_RECORD = ("Write it as JSON: {}", "{}", "{}", "As JSON please. {}", "Note this down. {}")
@@ -138,17 +333,24 @@ def _pick(rng: random.Random) -> Document:
     kind = rng.choice(("number", "code", "email", "place", "person", "date", "size"))
     value = _value(rng, kind)
     before, after = _sentence(rng), _sentence(rng)
-    shape = rng.choice(("{a} Note {v}. {b}", "{a} It says {v}. {b}", "{v}: {b}", "{a} {v}", "{b} See {v}.", "With {v}, {w}"))
+    shape = rng.choice(
+        ("{a} Note {v}. {b}", "{a} It says {v}. {b}", "{v}: {b}", "{a} {v}", "{b} See {v}.", "With {v}, {w}")
+    )
     text = shape.format(a=before, b=after, v=value, w=before[0].lower() + before[1:])
     return _talk(f"Which {kind} is in this text? {text}", value)
 
 
 def _recall(rng: random.Random) -> Document:
     people = list(dict.fromkeys(_value(rng, "person") for _ in range(rng.randint(2, 3))))
-    kind, verb, question = rng.choice((
-        ("place", "lives in", "Where does {} live?"), ("word", "owns a", "What does {} own?"),
-        ("number", "counted", "What did {} count?"), ("code", "drew", "What did {} draw?"),
-        ("email", "reads", "What does {} read?")))
+    kind, verb, question = rng.choice(
+        (
+            ("place", "lives in", "Where does {} live?"),
+            ("word", "owns a", "What does {} own?"),
+            ("number", "counted", "What did {} count?"),
+            ("code", "drew", "What did {} draw?"),
+            ("email", "reads", "What does {} read?"),
+        )
+    )
     facts = [(person, _value(rng, kind)) for person in people]
     asked = rng.choice(facts)
     told = " ".join(f"{person} {verb} {value}." for person, value in facts)
@@ -167,12 +369,19 @@ def _about(rng: random.Random) -> Document:
     """Name who did what to what: reading a sentence for its meaning."""
     who, verb, what = rng.choice(_PEOPLE), rng.choice(_VERBS), rng.choice(_THINGS)
     text = f"{who} {verb} {what} {rng.choice(_WHEN)}."
-    question, reply = rng.choice((("Who {v} it?".format(v=verb), who), ("What was it about?", what), ("What happened?", verb)))
+    question, reply = rng.choice(((f"Who {verb} it?", who), ("What was it about?", what), ("What happened?", verb)))
     return _talk(f"{text[0].upper()}{text[1:]} {question}", reply)
 
 
 _MIX: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-    (_record, 30), (_story, 12), (_repeat, 10), (_listing, 6), (_pick, 12), (_recall, 10), (_fields, 12), (_about, 8),
+    (_record, 30),
+    (_story, 12),
+    (_repeat, 10),
+    (_listing, 6),
+    (_pick, 12),
+    (_recall, 10),
+    (_fields, 12),
+    (_about, 8),
 )
 
 

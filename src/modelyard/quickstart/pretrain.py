@@ -12,7 +12,6 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from modelyard.quickstart import corpus
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -72,14 +73,20 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     texts = (corpus.text_of(doc) for doc in corpus.documents(20_000, seed=recipe.corpus_seed))
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|text|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=1024
+        tokenizer_object=tokenizer,
+        bos_token="<|text|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        model_max_length=1024,
     )
     template = resources.files("modelyard.quickstart").joinpath("chat_template.jinja").read_text("utf-8")
     fast.chat_template = template.strip("\n")
     return fast
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: corpus.Document, user_weight: float) -> tuple[list[int], list[float]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, document: corpus.Document, user_weight: float
+) -> tuple[list[int], list[float]]:
     """Token ids of one document and the weight of each token in the loss."""
     ids: list[int] = []
     weights: list[float] = []
@@ -197,14 +204,21 @@ def pretrain(out: Path, recipe: Recipe, report: Any = None) -> dict[str, Any]:
         if step % 100 == 0 or step == len(plan) - 1:
             curve.append((step, round(loss.item(), 4)))
             if report:
-                report(f"step {step}/{len(plan)} loss {loss.item():.4f} {seen / (time.monotonic() - started):.0f} tokens/s")
+                report(
+                    f"step {step}/{len(plan)} loss {loss.item():.4f} {seen / (time.monotonic() - started):.0f} tokens/s"
+                )
     model.eval()
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    figures = {"recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters()), "tokens": seen, "loss": curve}
+    figures = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": seen,
+        "loss": curve,
+    }
     (out / "recipe.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
 
 
 if __name__ == "__main__":
-    pretrain(Path(sys.argv[1]), Recipe(), report=lambda line: print(line, file=sys.stderr, flush=True))
+    pretrain(Path(sys.argv[1]), Recipe(), report=lambda line: sys.stderr.write(f"{line}\n"))

@@ -240,6 +240,7 @@ INTENTS: tuple[Intent, ...] = (
     ),
 )
 
+
 def answer(intent: str, slots: dict[str, str]) -> str:
     """The exact text expected for `intent` with `slots`, keys in the intent's order."""
     return json.dumps({"intent": intent, **slots}, ensure_ascii=False)

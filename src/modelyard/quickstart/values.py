@@ -14,20 +14,57 @@ True
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
 
 Split = Literal["base", "train", "test"]
 
 # Pretraining and training get most of the space: the test split only needs enough values to be diverse.
 _SHARES: tuple[Split, ...] = ("base", "base", "train", "train", "test")
 
-_ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z")
+_ONSETS = (
+    "b",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS = ("", "", "l", "n", "r", "s", "k", "m", "nd", "rt")
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-           "December")
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 _CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 

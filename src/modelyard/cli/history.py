@@ -1,0 +1,116 @@
+"""`yard log`, `diff` and `lineage`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelyard.cli import output
+from modelyard.cli.options import Home, with_json, with_yard
+
+if TYPE_CHECKING:
+    from modelyard.registry import LineageGraph, LogEntry
+
+__all__ = ["diff", "lineage", "log"]
+
+
+@click.command()
+@click.argument("repo", metavar="[datasets/]NAMESPACE/NAME")
+@with_yard
+@with_json
+def log(repo: str, home: Home, as_json: bool) -> None:
+    """Show every change of a repo, newest first: commits, promotions, rollbacks, deletions, and by whom.
+
+    \b
+    Example:
+      yard log team/intents
+    """
+    entries = home.open().log(repo)
+    if as_json:
+        output.json_object({"log": [_entry_json(entry) for entry in entries]})
+        return
+    output.table(
+        ("WHEN (UTC)", "WHO", "WHAT", "REF", "VERSION", "WAS"),
+        [
+            (f"{e.at:%Y-%m-%d %H:%M:%S}", e.author, e.action, e.ref or "-", e.version or "-", e.previous or "-")
+            for e in entries
+        ],
+    )
+
+
+def _entry_json(entry: LogEntry) -> dict[str, Any]:
+    return {
+        "seq": entry.seq,
+        "at": entry.at.isoformat(),
+        "author": entry.author,
+        "action": entry.action,
+        "repo": entry.repo,
+        "ref": entry.ref,
+        "version": entry.version,
+        "previous": entry.previous,
+        "detail": entry.detail,
+    }
+
+
+@click.command()
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option("--norms", is_flag=True, help="Also how much each changed tensor changed (reads all weights).")
+@with_yard
+@with_json
+def diff(old: str, new: str, norms: bool, home: Home, as_json: bool) -> None:
+    """Compare two versions: files, configuration, tokenizer, chat template and tensors.
+
+    \b
+    Example:
+      yard diff team/intents@v1 team/intents@v2 --norms
+    """
+    yard = home.open()
+    found = yard.diff(yard.resolve(old), yard.resolve(new), norms=norms)
+    if as_json:
+        output.json_object(found.to_dict())
+        return
+    for line in found.lines():
+        output.data(line)
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--direction", type=click.Choice(("up", "down", "both")), default="both", show_default=True)
+@with_yard
+@with_json
+def lineage(reference: str, direction: str, home: Home, as_json: bool) -> None:
+    """Show what a version was made from (up) and what was made from it (down).
+
+    \b
+    Example:
+      yard lineage team/intents@production
+    """
+    yard = home.open()
+    graph = yard.lineage(yard.resolve(reference), direction=direction)  # type: ignore[arg-type]  # click checked it
+    if as_json:
+        output.json_object(graph.to_dict())
+        return
+    for line in _tree(graph):
+        output.data(line)
+
+
+def _tree(graph: LineageGraph) -> list[str]:
+    names = {
+        node.id: (node.names[0] if node.names else f"{node.id.short[:12]} (not in this yard)") for node in graph.nodes
+    }
+    kinds = {node.id: node.kind or node.repo_type or "" for node in graph.nodes}
+    lines = [f"{names[graph.root]}  {kinds[graph.root]}"]
+
+    def walk(here: str, depth: int, up: bool, seen: frozenset[str]) -> None:
+        for child, edge, source in graph.edges:
+            near, far = (child, source) if up else (source, child)
+            if near == here and far not in seen:
+                arrow = "<-" if up else "->"
+                lines.append(f"{'  ' * depth}{arrow} {edge}: {names[far]}  {kinds[far]}")
+                walk(far, depth + 1, up, seen | {far})
+
+    walk(graph.root, 1, True, frozenset({str(graph.root)}))
+    walk(graph.root, 1, False, frozenset({str(graph.root)}))
+    return lines

@@ -1,0 +1,170 @@
+"""The entry point: finds the command, maps errors to exit codes, and imports nothing that the command does not need.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 finished with warnings, 4 authentication, 5 not found, 6 conflict, 7 gate refused,
+8 integrity, 9 busy, 10 no space, 130 interrupted. Treat a code that is not in this list as a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelyard.cli import output
+from modelyard.errors import NoSpaceError, YardError, near_match
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main", "yard"]
+
+# Command name -> (module:attribute, one line of help). Kept here so that `yard --help` imports no command at all.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart:quickstart", "Run the main job end to end on a small shipped base, offline."),
+    "init": ("yards:init", "Make a yard."),
+    "doctor": ("yards:doctor", "Examine this machine and the yard, or a checkpoint."),
+    "import": ("versions:import_", "Bring in a model from a folder, a Hugging Face cache or a hub."),
+    "commit": ("versions:commit", "Commit a folder as a new version."),
+    "ls": ("versions:ls", "List repos, or the versions and refs of one."),
+    "show": ("versions:show", "Show one version: files, lineage, reports, refs."),
+    "log": ("history:log", "Show what happened to a repo, newest first."),
+    "diff": ("history:diff", "Compare two versions."),
+    "lineage": ("history:lineage", "Show what a version was made from and what was made from it."),
+    "checkout": ("versions:checkout", "Write a version's files to a folder."),
+    "tag": ("refs:tag", "Give a version a name that never moves."),
+    "delete": ("refs:delete", "Delete a version, tag or branch; bytes that something needs stay."),
+    "undelete": ("refs:undelete", "Take a deletion of a version back."),
+    "gate": ("refs:gate", "Show or set the rule that an alias demands."),
+    "promote": ("refs:promote", "Move an alias to a version, past its gate."),
+    "rollback": ("refs:rollback", "Move an alias back to its previous holder."),
+    "run": ("runs:run", "Run a recipe: only what changed is done again."),
+    "train": ("runs:train", "Fine-tune a base on your data."),
+    "eval": ("runs:eval_", "Evaluate a version and keep every example's result."),
+    "merge": ("weights:merge", "Merge an adapter into its base, exactly."),
+    "convert": ("weights:convert", "Convert weights: pickle to safetensors in isolation, or to another dtype."),
+    "serve": ("serving:serve", "Serve versions or aliases over an OpenAI-compatible API."),
+    "ps": ("serving:ps", "Show what is being served."),
+    "generate": ("models:generate", "Answer one prompt with a version."),
+    "chat": ("models:chat", "Talk to a version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is run, and offers the near match of a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of a model's life."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(f"modelyard.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101  # our own table
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As Click does, with a near match for a mistyped command."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            meant = near_match(args[0], COMMANDS)
+            ctx.fail(f"no command `{args[0]}`" + (f"; did you mean `yard {meant}`?" if meant else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"yard {version('modelyard')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+def yard() -> None:
+    """Take an open-weight model from checkpoint to production and back, and prove every step.
+
+    \b
+    Start with:
+      yard quickstart
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `yard`; always ends in `SystemExit` with a documented code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run `yard` with `arguments` and return the exit code."""
+    as_json = "--json" in arguments
+    debug = "--debug" in arguments
+    try:
+        result: Any = yard.main(args=arguments, prog_name="yard", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return _usage(error, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        output.note("interrupted; what was finished is kept, and the same command goes on from there")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except YardError as error:
+        return _fail(error, as_json, debug)
+    except OSError as error:
+        return _fail(_typed(error), as_json, debug)
+    except Exception as error:  # noqa: BLE001  # the edge: an unexpected error becomes a message with a way to report it
+        if debug:
+            traceback.print_exc()
+        fault = YardError(
+            f"unexpected {type(error).__name__}: {error}",
+            hint="run it again with --debug and report the traceback",
+            code="internal",
+        )
+        return _fail(fault, as_json, debug=False)
+    return result if isinstance(result, int) else 0
+
+
+def _typed(error: OSError) -> YardError:
+    import errno
+
+    where = f"`{error.filename}`: " if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpaceError(f"{where}no space left", hint="free some space; what was there before is untouched")
+    return YardError(f"{where}{error.strerror or error}", code="os_error")
+
+
+def _usage(error: click.ClickException, as_json: bool) -> int:
+    if as_json:
+        plain = {"code": "usage", "message": error.format_message(), "exit_code": 2}
+        output.error_json(plain)
+    else:
+        error.show()
+    return 2
+
+
+def _fail(error: YardError, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if as_json:
+        output.error_json(error.to_dict())
+    else:
+        output.error(error)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""`yard import`, `commit`, `ls`, `show` and `checkout`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from modelyard.cli import output
+from modelyard.cli.options import Home, key_values, with_json, with_yard
+
+if TYPE_CHECKING:
+    from modelyard.registry import Version, Yard
+
+__all__ = ["checkout", "commit", "import_", "ls", "show", "version_json"]
+
+KINDS = ("base", "finetuned", "adapter", "merged", "quantized", "exported")
+
+
+def version_json(version: Version, **more: Any) -> dict[str, Any]:
+    """A version as every command's JSON shows it; listings leave the files out."""
+    plain = version.to_dict()
+    return {**{key: value for key, value in plain.items() if key not in {"files", "lineage"}}, **more}
+
+
+@click.command("import")
+@click.argument("source", metavar="FOLDER|hf://ORG/NAME[@REV]")
+@click.option("--to", required=True, metavar="NAMESPACE/NAME", help="The repo to commit to; made when new.")
+@click.option("--kind", type=click.Choice(KINDS), default=None, help="What it is (default: read from its files).")
+@click.option("-m", "--message", default="", help="A note for the log.")
+@with_yard
+@with_json
+def import_(source: str, to: str, kind: str | None, message: str, home: Home, as_json: bool) -> None:
+    """Bring a model in from a folder, a snapshot in a Hugging Face cache, or a hub.
+
+    \b
+    Examples:
+      yard import ./my-model --to team/base
+      yard import hf://org/name@main --to team/base
+    """
+    from modelyard.recipes.operations import import_model
+
+    version = import_model(
+        home.open(create=True), source, to=to, kind=kind, message=message, offline=home.settings.offline
+    )
+    _committed(version, as_json)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", required=True, metavar="[datasets/]NAMESPACE/NAME", help="The repo to commit to; made when new.")
+@click.option("--kind", type=click.Choice(KINDS), default=None, help="What it is (default: as the previous version).")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="[EDGE=]REFERENCE",
+    help="What it was made from, e.g. finetuned=team/base.",
+)
+@click.option("--branch", default="main", show_default=True)
+@click.option("-m", "--message", default="", help="A note for the log.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Your own keys, kept with the version.")
+@with_yard
+@with_json
+def commit(
+    folder: Path,
+    to: str,
+    kind: str | None,
+    sources: tuple[str, ...],
+    branch: str,
+    message: str,
+    metadata: tuple[str, ...],
+    home: Home,
+    as_json: bool,
+) -> None:
+    """Commit FOLDER as a new version. Committing the same bytes again gives the same version.
+
+    \b
+    Example:
+      yard commit ./my-model --to team/intents --kind finetuned --from finetuned=team/base
+    """
+    yard = home.open(create=True)
+    version = yard.commit(
+        folder,
+        to,
+        kind=kind,  # type: ignore[arg-type]  # click checked the choice
+        from_=[_edge(source) for source in sources],
+        branch=branch,
+        message=message,
+        metadata=key_values(metadata, "--metadata"),
+    )
+    _committed(version, as_json)
+
+
+def _edge(text: str) -> Any:
+    from modelyard.registry import LineageType
+
+    edge, equals, reference = text.partition("=")
+    if equals and edge in get_args(LineageType):
+        return (edge, reference)
+    return text
+
+
+def _committed(version: Version, as_json: bool) -> None:
+    if as_json:
+        output.json_object(version_json(version))
+    else:
+        output.data(f"{version.name}  {version.id.short}")
+        output.note(
+            f"{len(version.files)} files, {output.human_bytes(version.size)}; see it with `yard show {version.name}`"
+        )
+
+
+@click.command()
+@click.argument("repo", required=False, metavar="[[datasets/]NAMESPACE/NAME]")
+@click.option("--all", "deleted", is_flag=True, help="Deleted versions too.")
+@with_yard
+@with_json
+def ls(repo: str | None, deleted: bool, home: Home, as_json: bool) -> None:
+    """List the repos of the yard, or the versions of one REPO with the refs that point at them.
+
+    \b
+    Examples:
+      yard ls
+      yard ls team/intents
+    """
+    yard = home.open()
+    if repo is None:
+        _list_repos(yard, as_json)
+    else:
+        _list_versions(yard, repo, deleted, as_json)
+
+
+def _list_repos(yard: Yard, as_json: bool) -> None:
+    repos = yard.repos()
+    if as_json:
+        output.json_object(
+            {"repos": [{"name": r.name, "repo_type": r.repo_type, "versions": r.versions} for r in repos]}
+        )
+        return
+    if not repos:
+        output.note("the yard is empty; try `yard quickstart`, or `yard import ./my-model --to team/base`")
+        return
+    output.table(
+        ("REPO", "TYPE", "VERSIONS"),
+        [(("datasets/" if r.repo_type == "dataset" else "") + r.name, r.repo_type, r.versions) for r in repos],
+    )
+
+
+def _list_versions(yard: Yard, repo: str, deleted: bool, as_json: bool) -> None:
+    versions = [version for version in yard.versions(repo) if deleted or not version.deleted]
+    names: dict[str, list[str]] = {}
+    for ref in yard.refs(repo):
+        names.setdefault(str(ref.version), []).append(ref.name)
+    if as_json:
+        output.json_object({"versions": [version_json(v, refs=names.get(str(v.id), [])) for v in versions]})
+        return
+    rows = [
+        (
+            f"v{v.number}",
+            v.id.short[:12],
+            v.kind or "-",
+            output.human_bytes(v.size),
+            f"{v.created_at:%Y-%m-%d %H:%M}",
+            ", ".join(names.get(str(v.id), [])) or "-",
+            v.message or "-",
+        )
+        for v in versions
+    ]
+    output.table(("VERSION", "ID", "KIND", "SIZE", "CREATED (UTC)", "REFS", "MESSAGE"), rows)
+
+
+@click.command()
+@click.argument("reference")
+@with_yard
+@with_json
+def show(reference: str, home: Home, as_json: bool) -> None:
+    """Show one version: what it is, its files, what it was made from, its reports and refs.
+
+    \b
+    Example:
+      yard show team/intents@production
+    """
+    yard = home.open()
+    version = yard.resolve(reference)
+    refs = [ref.name for ref in yard.refs(version.repo_text) if ref.version == version.id]
+    reports = yard.reports(version)
+    if as_json:
+        output.json_object({**version.to_dict(), "refs": refs, "reports": [_report_json(report) for report in reports]})
+        return
+    output.data(f"{version.name}  {version.kind or version.repo_type}")
+    output.data(f"id        {version.id}")
+    output.data(f"created   {version.created_at:%Y-%m-%d %H:%M} UTC by {version.author}")
+    if refs:
+        output.data(f"refs      {', '.join(refs)}")
+    if version.message:
+        output.data(f"message   {version.message}")
+    names = {node.id: node.names for node in yard.lineage(version, direction="up").nodes}
+    for edge in version.lineage:
+        known = names.get(edge.version, ())
+        output.data(f"{edge.type:<9} {known[0] if known else edge.version.short}")
+    for report in reports:
+        output.data(f"report    {_report_line(report)}")
+    for key, value in sorted(version.metadata.items()):
+        output.data(f"metadata  {key}={value}")
+    output.data()
+    output.table(
+        ("FILE", "SIZE", "BLAKE3"), [(f.path, output.human_bytes(f.size), f.blake3.short[:16]) for f in version.files]
+    )
+
+
+def _report_json(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key != "examples"}
+
+
+def _report_line(report: dict[str, Any]) -> str:
+    figures = []
+    for name, value in report["metrics"].items():
+        interval = report.get("interval", {}).get(name)
+        figures.append(f"{name} {value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""))
+    return f"{report['task']['name']} on {report.get('file', 'data')}, n={report['n']}: {', '.join(figures)}"
+
+
+@click.command()
+@click.argument("reference")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--link", is_flag=True, help="Hard links to the stored, read-only files instead of copies.")
+@with_yard
+@with_json
+def checkout(reference: str, folder: Path, link: bool, home: Home, as_json: bool) -> None:
+    """Write a version's files to FOLDER, which must be new or empty: any library loads it from there.
+
+    \b
+    Example:
+      yard checkout team/intents@production ./model
+    """
+    yard = home.open()
+    version = yard.resolve(reference)
+    written = yard.checkout(version, folder, link=link)
+    if as_json:
+        output.json_object(version_json(version, folder=str(folder), files=[str(path) for path in written]))
+    else:
+        output.note(f"{version.name}: {len(written)} files in {folder}")

@@ -1,0 +1,99 @@
+"""Unmodified Hub clients, in a process of their own, against the Hub app on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+import modelyard
+from modelyard import Yard, hub
+
+CLIENT = """
+import json, sys
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+api = HfApi()
+def refused(call, error):
+    try:
+        call()
+    except error:
+        return True
+    return False
+folder = snapshot_download("team/notes", revision="main")
+print(json.dumps({
+    "files": sorted(api.list_repo_files("team/notes")),
+    "sha": api.model_info("team/notes").sha,
+    "pinned": api.model_info("team/notes", revision="v1").sha,
+    "text": open(folder + "/nested/a.txt").read(),
+    "big": __import__("hashlib").sha256(open(hf_hub_download("team/notes", "big.bin"), "rb").read()).hexdigest(),
+    "branches": [ref.name for ref in api.list_repo_refs("team/notes").branches],
+    "tags": [ref.name for ref in api.list_repo_refs("team/notes").tags],
+    "info": [item.path for item in api.get_paths_info("team/notes", ["big.bin", "none"])],
+    "no_file": refused(lambda: hf_hub_download("team/notes", "none.txt"), EntryNotFoundError),
+    "no_repo": refused(lambda: api.model_info("team/none"), RepositoryNotFoundError),
+    "no_revision": refused(lambda: api.model_info("team/notes", revision="gone"), RevisionNotFoundError),
+    "models": [model.id for model in api.list_models()],
+}))
+"""
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Yard:
+    """A yard with one small model repo of two versions."""
+    folder = tmp_path / "notes"
+    (folder / "nested").mkdir(parents=True)
+    (folder / "nested" / "a.txt").write_text("first", "utf-8")
+    (folder / "big.bin").write_bytes(bytes(range(256)) * 50_000)
+    opened = modelyard.open(tmp_path / "yard", create=True)
+    first = opened.commit(folder, to="team/notes")
+    opened.tag(first, "one")
+    (folder / "nested" / "a.txt").write_text("second", "utf-8")
+    opened.commit(folder, to="team/notes")
+    return opened
+
+
+@pytest.fixture
+def endpoint(yard: Yard) -> Iterator[str]:
+    """The Hub app on a free loopback port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(hub.create(yard), http="h11", log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_an_unmodified_client_reads_a_repo(endpoint: str, yard: Yard, tmp_path: Path) -> None:
+    """huggingface_hub lists, resolves and downloads a version byte for byte, and gets its own errors for what is missing."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "files": ["big.bin", "nested/a.txt"],
+        "sha": yard.resolve("team/notes").id.short,
+        "pinned": yard.resolve("team/notes@v1").id.short,
+        "text": "second",
+        "big": hashlib.sha256(bytes(range(256)) * 50_000).hexdigest(),
+        "branches": ["main"],
+        "tags": ["one"],
+        "info": ["big.bin"],
+        "no_file": True,
+        "no_repo": True,
+        "no_revision": True,
+        "models": ["team/notes"],
+    }
