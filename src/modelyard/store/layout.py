@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 
     from modelyard.store.base import ObjectArea
 
-__all__ = ["FEATURES", "FORMAT", "SHARDS", "Layout", "format_bytes", "frame_entry", "read_format", "unframe_entry"]
+__all__ = ["FEATURES", "FORMAT", "Layout", "format_bytes", "frame_entry", "read_format", "unframe_entry"]
 
 FORMAT = "modelyard/store/1"
 FEATURES: frozenset[str] = frozenset()
 """What this version understands beyond the format's first form."""
 
-SHARDS = tuple(f"{number:02x}" for number in range(256))
-
 _VERSIONED = re.compile(r"modelyard/store/(\d{1,9})")
+_SHARD = re.compile(r"[0-9a-f]{2}")
 _SEQ = re.compile(r"0|[1-9]\d{0,18}")
 _SEQ_END = 1 << 63
 _FORMAT_LIMIT = 1 << 16
@@ -68,7 +67,7 @@ class Layout:
         return self.root / "journal"
 
     def folders(self) -> list[Path]:
-        """Every folder of a yard, parents first; `files/ab` left out."""
+        """Every folder that a yard always has; `files/ab` is made as it is needed."""
         return [*(self.root / area for area in _AREAS), self.root / "packs", self.journal, self.tmp]
 
     def object(self, area: ObjectArea, digest: Digest) -> Path:
@@ -83,8 +82,9 @@ class Layout:
         if area != "files":
             yield from _digests(folder, "")
             return
-        for shard in SHARDS:
-            yield from _digests(folder / shard, shard)
+        for shard in sorted(_names(folder)):
+            if _SHARD.fullmatch(shard):
+                yield from _digests(folder / shard, shard)
 
     def journal_entry(self, seq: int) -> Path:
         """Where journal entry number `seq` lies."""
@@ -183,7 +183,7 @@ def _names(folder: Path) -> list[str]:
     with explained(folder, "list"):
         try:
             return os.listdir(folder)  # noqa: PTH208  names alone, and a hundred thousand of them
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

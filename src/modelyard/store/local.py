@@ -22,7 +22,7 @@ from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes, h
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
 from modelyard.store import reading
 from modelyard.store.filesystem import FileSystem
-from modelyard.store.layout import SHARDS, Layout, format_bytes, frame_entry, read_format, unframe_entry
+from modelyard.store.layout import Layout, format_bytes, frame_entry, read_format, unframe_entry
 from modelyard.store.oserrors import explained
 from modelyard.store.reading import source
 from modelyard.store.writing import Writer
@@ -52,7 +52,7 @@ class LocalStore:
     def __init__(self, root: Path, filesystem: FileSystem | None = None) -> None:
         self.root = Path(root)
         self._layout = Layout(self.root)
-        self._writer = Writer(self._layout.tmp, filesystem or FileSystem())
+        self._writer = Writer(self._layout.tmp, [self.root, *self._layout.folders()], filesystem or FileSystem())
         self._opened = False
         self._swept = False
 
@@ -239,10 +239,8 @@ class LocalStore:
             if not folder.exists():
                 self._writer.make_folder(folder)
                 self._writer.sync_folder(folder.parent)
-        files = self.root / "files"
-        for folder in [*self._layout.folders(), *(files / shard for shard in SHARDS)]:
+        for folder in self._layout.folders():
             self._writer.make_folder(folder)
-        self._writer.sync_folder(files)
         self._writer.sync_folder(self.root)
 
     def _copy(self, stream: BinaryIO, path: Path) -> FileDigests:
@@ -279,6 +277,7 @@ class LocalStore:
         if not reading.fits(target, digests.blake3, digests.size):
             return False
         # Whoever published it may not have got to this yet, and we are about to say that it is safe.
+        self._writer.ensure_folder(target.parent)
         self._writer.sync_folder(target.parent)
         return True
 

@@ -16,7 +16,7 @@ from modelyard.errors import YardError
 from modelyard.store.oserrors import explain, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from modelyard.store.filesystem import FileSystem, TmpFile
@@ -32,11 +32,13 @@ class Writer:
 
     Args:
         tmp: The folder for bytes on their way in.
+        folders: Folders that are durable already; others are made as they are needed.
         filesystem: What makes the system calls.
     """
 
-    def __init__(self, tmp: Path, filesystem: FileSystem) -> None:
+    def __init__(self, tmp: Path, folders: Iterable[Path], filesystem: FileSystem) -> None:
         self._tmp = tmp
+        self._durable = set(folders)
         self._fs = filesystem
         self._refusal: str | None = None
 
@@ -84,6 +86,17 @@ class Writer:
         with explained(path, "make"):
             self._fs.mkdir(path)
 
+    def ensure_folder(self, path: Path) -> None:
+        """Make sure that a folder, whose parent is durable, is there and durable.
+
+        One that is there was perhaps made a moment ago by a process that has not synced its parent yet, so that is done once
+        in the life of a writer in any case.
+        """
+        if path not in self._durable:
+            self.make_folder(path)
+            self.sync_folder(path.parent)
+            self._durable.add(path)
+
     def sync_folder(self, path: Path) -> None:
         """Make the names in a folder durable; after a failure `check` refuses.
 
@@ -125,12 +138,8 @@ class IncomingFile:
     def publish(self, target: Path, size: int) -> None:
         """Make the file, which must be `size` bytes long, durable and visible at `target`, replacing what is there."""
         self._finish(size)
-        with explained(target, "create"):
-            missing = not target.parent.is_dir()
-        if missing:
-            # `files/ab` went missing, as when a yard was copied without its empty folders.
-            self._writer.make_folder(target.parent)
-            self._writer.sync_folder(target.parent.parent)
+        # After the file's own fsync, which on most disks has taken a new folder along, so that this costs little.
+        self._writer.ensure_folder(target.parent)
         with explained(target, "create"):
             self._fs.rename(self._tmp, target)
         self._writer.sync_folder(target.parent)
