@@ -14,6 +14,8 @@ modules work inside its transactions and take and return plain values.
 
 from __future__ import annotations
 
+import os
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +35,7 @@ __all__ = ["Catalog"]
 
 
 class Catalog:
-    """A catalog at a URL. Constructing connects to nothing; one object serves many threads.
+    """A catalog at a URL. Constructing connects to nothing; one object serves many threads, and forked children too.
 
     Args:
         url: `sqlite:///PATH` (four slashes for an absolute path) or `postgresql://USER:PASSWORD@HOST/DATABASE`.
@@ -49,6 +51,8 @@ class Catalog:
             raise InputError("a catalog in memory would be lost", hint="use sqlite:///PATH")
         self.where = self._url.render_as_string(hide_password=True)
         self._engine = engines.open_engine(self._url, busy_seconds)
+        self._process = os.getpid()
+        weakref.finalize(self, self._engine.dispose)
 
     def init(self, *, have_backup: bool = False) -> Catalog:
         """Create the tables, or upgrade an older catalog (`revision.upgrade`); running it again changes nothing."""
@@ -66,7 +70,7 @@ class Catalog:
         if self._url.drivername == "sqlite" and not Path(self._url.database or "").exists():
             # SQLite would create an empty file.
             revision.check(None, self.where)
-        with engines.translated(self.where), self._engine.connect() as connection:
+        with engines.translated(self.where), self._connect() as connection:
             revision.check(revision.current(connection), self.where)
         return self
 
@@ -74,10 +78,17 @@ class Catalog:
         """Close pooled connections; the object may be used again."""
         self._engine.dispose()
 
+    def _connect(self) -> Connection:
+        if self._process != os.getpid():
+            # A forked child must not speak through its parent's connections, nor close them.
+            self._engine.dispose(close=False)
+            self._process = os.getpid()
+        return self._engine.connect()
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A read transaction: one consistent state on SQLite, committed state on PostgreSQL. Keep it short."""
-        with engines.translated(self.where), self._engine.connect() as connection, connection.begin():
+        with engines.translated(self.where), self._connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -90,7 +101,7 @@ class Catalog:
         """
         with (
             engines.translated(self.where),
-            self._engine.connect().execution_options(modelyard_write=True) as connection,
+            self._connect().execution_options(modelyard_write=True) as connection,
             connection.begin(),
         ):
             tx = Transaction(connection, author, moment(at))

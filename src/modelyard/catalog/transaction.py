@@ -17,7 +17,7 @@ from modelyard.catalog.schema import audit, counters, outbox
 from modelyard.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Entry", "Transaction", "discard", "dump", "moment", "pending"]
 
@@ -108,9 +108,11 @@ def pending(connection: Connection) -> list[Entry]:
     return [Entry(row.seq, row.entry.encode()) for row in rows]
 
 
-def discard(tx: Transaction, entries: list[Entry]) -> None:
+def discard(tx: Transaction, seqs: Iterable[int]) -> None:
     """Forget outbox rows that were published."""
-    tx.connection.execute(delete(outbox).where(outbox.c.seq.in_([entry.seq for entry in entries])))
+    published = list(seqs)
+    if published:
+        tx.connection.execute(delete(outbox).where(outbox.c.seq.in_(published)))
 
 
 def dump(value: Mapping[str, Any] | list[Any]) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "by_prefix",
     "children",
     "in_repo",
+    "is_deleted",
     "latest",
     "load",
     "parents",
@@ -130,6 +131,11 @@ def save(
 def set_deleted(tx: Transaction, seq: int, *, deleted: bool) -> None:
     """Hide a version's name, or bring it back; its rows and bytes stay."""
     tx.connection.execute(update(versions).where(versions.c.seq == seq).values(deleted=int(deleted)))
+
+
+def is_deleted(connection: Connection, seq: int) -> bool:
+    """Whether a version was deleted."""
+    return bool(connection.execute(select(versions.c.deleted).where(versions.c.seq == seq)).scalar_one())
 
 
 def by_number(connection: Connection, repo_id: int, number: int) -> int | None:

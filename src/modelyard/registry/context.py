@@ -7,7 +7,7 @@ only then returns. Knows nothing of versions.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modelyard.catalog.transaction import discard, pending
@@ -51,25 +51,26 @@ class Context:
     judge: Judge | None
     check_gate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
     links: Path | None
+    published: set[int] = field(default_factory=set)
+    """Entries of the outbox that are in the store: the next write forgets them, so that no change costs two."""
 
     @contextmanager
     def change(self) -> Iterator[Transaction]:
         """A write transaction; when the block has ended, it is durable and its journal entries are published."""
+        settled = list(self.published)
         with self.catalog.write(author=self.author, at=self.clock()) as tx:
+            discard(tx, settled)
             yield tx
-        self.publish(tx.entries)
-
-    def publish(self, entries: list[Entry]) -> None:
-        """Publish journal entries and forget their outbox rows."""
-        if not entries:
-            return
-        for entry in entries:
-            self.store.publish_journal(entry.seq, entry.data)
-        with self.catalog.write(author=self.author, at=self.clock()) as tx:
-            discard(tx, entries)
+        self.published.difference_update(settled)
+        self._publish(tx.entries)
 
     def republish(self) -> None:
-        """Publish what an interrupted command left in the outbox."""
+        """Publish again what may not have been: the outbox keeps an entry until the next write after it was published."""
         with self.catalog.read() as connection:
             left = pending(connection)
-        self.publish(left)
+        self._publish(left)
+
+    def _publish(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.store.publish_journal(entry.seq, entry.data)
+            self.published.add(entry.seq)

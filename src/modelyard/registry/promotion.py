@@ -42,6 +42,7 @@ def promote(context: Context, reference: str | Version, to: str, expect: str | V
         record = record_of(connection, reference)
         holder = _holder(connection, record.repo, to)
         expected = _expected(connection, record.repo, expect, holder)
+        previous = versions.load(connection, [holder.version_seq])[0] if holder else None
     _check_holder(record.repo, to, holder, expected)
     if holder is not None and holder.version_seq == record.seq:
         return _unmoved(record, to)
@@ -50,11 +51,10 @@ def promote(context: Context, reference: str | Version, to: str, expect: str | V
     with context.change() as tx:
         now = _holder(tx.connection, record.repo, to)
         _check_holder(record.repo, to, now, expected)
-        if versions.load(tx.connection, [record.seq])[0].deleted:
+        if versions.is_deleted(tx.connection, record.seq):
             raise NotFoundError(
                 f"`{version_of(record).name}` was deleted meanwhile", hint=f"yard undelete {version_of(record).name}"
             )
-        previous = versions.load(tx.connection, [now.version_seq])[0] if now else None
         if previous is not None:
             refs.push(tx, record.repo.id, to, previous.seq)
         refs.point(tx, record.repo.id, to, "alias", record.seq)
