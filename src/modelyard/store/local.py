@@ -18,13 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes, hash_stream, read_chunks
+from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
 from modelyard.store import reading
 from modelyard.store.filesystem import FileSystem
 from modelyard.store.layout import Layout, format_bytes, frame_entry, read_format, unframe_entry
 from modelyard.store.oserrors import explained
-from modelyard.store.reading import source
+from modelyard.store.reading import read_exactly, source
 from modelyard.store.writing import Writer
 
 if TYPE_CHECKING:
@@ -107,16 +107,14 @@ class LocalStore:
         with source(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size <= _SMALL:
-                with explained(path, "read"):
-                    return self._keep_small(stream.read())
+                return self._keep_small(b"".join(read_exactly(stream, path, size)))
             # Hashing is several times faster than writing: worth a pass of its own where the bytes may be there already.
             if self._has_file_of(size):
-                with explained(path, "read"):
-                    digests = hash_stream(stream)
-                    stream.seek(0)
+                digests = _hash(read_exactly(stream, path, size))
                 if self._holds(digests):
                     return digests
-            return self._copy(stream, path)
+                stream.seek(0)
+            return self._copy(stream, path, size)
 
     def has_file(self, digest: Digest) -> bool:
         """Whether a regular file is stored under `digest`; says nothing about its bytes."""
@@ -243,13 +241,13 @@ class LocalStore:
             self._writer.make_folder(folder)
         self._writer.sync_folder(self.root)
 
-    def _copy(self, stream: BinaryIO, path: Path) -> FileDigests:
+    def _copy(self, stream: BinaryIO, path: Path, size: int) -> FileDigests:
         with self._writer.incoming() as file:
             if file.clone(stream.fileno()):
                 # What is hashed is our copy: the original may change meanwhile.
                 digests = file.digests()
             else:
-                hashing = HashingReader(_chunks(stream, path))
+                hashing = HashingReader(read_exactly(stream, path, size))
                 for chunk in hashing:
                     file.write(chunk)
                 digests = hashing.digests()
@@ -258,10 +256,7 @@ class LocalStore:
         return digests
 
     def _keep_small(self, data: bytes) -> FileDigests:
-        hashing = HashingReader([data])
-        for _ in hashing:
-            pass
-        digests = hashing.digests()
+        digests = _hash([data])
         if not self._holds(digests):
             self._keep(self._layout.object("files", digests.blake3), data)
         return digests
@@ -311,6 +306,8 @@ class LocalStore:
         return True
 
 
-def _chunks(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    with explained(path, "read"):
-        yield from read_chunks(stream)
+def _hash(chunks: Iterable[bytes]) -> FileDigests:
+    hashing = HashingReader(chunks)
+    for _ in hashing:
+        pass
+    return hashing.digests()

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["CHUNK", "fits", "is_regular", "open_regular", "read_object", "regular_size", "source", "verify"]
+__all__ = [
+    "CHUNK",
+    "fits",
+    "is_regular",
+    "open_regular",
+    "read_exactly",
+    "read_object",
+    "regular_size",
+    "source",
+    "verify",
+]
 
 CHUNK = 1 << 20
 """Bytes read at a time: fits the second-level cache, so a chunk is hashed and written while it is still there."""
@@ -115,12 +125,27 @@ def source(path: Path) -> Iterator[BinaryIO]:
         yield stream
         after = os.fstat(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InputError(
-            f"`{path}` changed while it was read",
-            hint="try again when nothing writes to it",
-            code="changed",
-            path=str(path),
-        )
+        raise _changed(path)
+
+
+def read_exactly(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
+    """The chunks of a file that was `size` bytes long when it was opened; `InputError` at the first byte beyond."""
+    # Without the bound, a file that grows as fast as it is read would never end.
+    with explained(path, "read"):
+        while chunk := stream.read(CHUNK):
+            size -= len(chunk)
+            if size < 0:
+                raise _changed(path)
+            yield chunk
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"`{path}` changed while it was read",
+        hint="try again when nothing writes to it",
+        code="changed",
+        path=str(path),
+    )
 
 
 def _unreadable(error: OSError, path: Path) -> Exception:
