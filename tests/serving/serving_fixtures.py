@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,26 @@ from modelyard.serving import Server
 from modelyard.store import LocalStore
 
 
+@pytest.fixture(scope="session")
+def empty_yard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a yard without a version, made once: migrating a catalog takes longer than most tests here."""
+    folder = tmp_path_factory.mktemp("serving") / "yard"
+    LocalStore(folder).init()
+    open_yard(folder).init()
+    return folder
+
+
 @pytest.fixture
-def yard(tmp_path: Path) -> Yard:
-    store = LocalStore(tmp_path / "yard").init()
-    catalog = Catalog(f"sqlite:///{tmp_path / 'yard' / 'catalog.db'}")
-    return Yard(store, catalog, links=tmp_path / "yard" / "links").init()
+def yard(tmp_path: Path, empty_yard: Path) -> Yard:
+    """A yard of the test's own."""
+    shutil.copytree(empty_yard, tmp_path / "yard")
+    return open_yard(tmp_path / "yard").open()
+
+
+def open_yard(folder: Path) -> Yard:
+    """The yard in a folder, its catalog not yet looked at."""
+    store = LocalStore(folder).open()
+    return Yard(store, Catalog(f"sqlite:///{folder / 'catalog.db'}"), links=folder / "links")
 
 
 @pytest.fixture
