@@ -6,8 +6,7 @@ Knows no step.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,8 @@ class Context:
         runs: A folder of the yard for checkpoints, scratch files and locks.
         resources: Finds `package:NAME`.
         threads: Compute threads; None leaves the choice to each step.
-        phrases: Texts that must not occur in the training data at all, for the contamination check.
+        offline: Whether a hub may not be asked for anything.
+        phrases: Texts that must not occur in the base's own corpus, for the contamination check.
         progress: Told what happens.
         outputs: What the steps so far made, by step.
     """
@@ -61,6 +61,7 @@ class Context:
     runs: Path
     resources: Resources = field(default_factory=NoResources)
     threads: int | None = None
+    offline: bool = False
     phrases: Sequence[str] = ()
     progress: Progress = ignore
     outputs: dict[str, Outputs] = field(default_factory=dict)
@@ -107,16 +108,9 @@ class Context:
         """Remove what this run, or a killed one before it, left in `scratch`."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    @contextmanager
-    def folder(self, version: Version) -> Iterator[Path]:
-        """A version's files in a folder, by hard link: read them only."""
-        folder = self.scratch / str(version.id)
-        if not folder.is_dir():
-            draft = self.scratch / f"{version.id}.part"
-            shutil.rmtree(draft, ignore_errors=True)
-            self.yard.checkout(version, draft, link=True)
-            draft.rename(folder)
-        yield folder
+    def folder(self, version: Version) -> Path:
+        """A version's files in a folder, verified now, by hard link: read them only."""
+        return self.yard.folder(version)
 
 
 def is_there(yard: Yard, name: str | None, digest: str | None) -> bool:

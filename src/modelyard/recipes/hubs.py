@@ -15,7 +15,7 @@ from modelyard.weights.files import Files, FolderFiles
 if TYPE_CHECKING:
     from modelyard.recipes.sources import HubSource
 
-__all__ = ["Snapshot", "fetch"]
+__all__ = ["Snapshot", "fetch", "open_folder"]
 
 PATTERNS = (
     "*.safetensors",
@@ -51,8 +51,16 @@ class Snapshot:
     commit: str
 
 
-def fetch(source: HubSource) -> Snapshot:
+def open_folder(folder: Path) -> Files:
+    """A model folder as `Files`; a snapshot in a hub cache, whose files are links into it, too."""
+    is_snapshot = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
+    return FolderFiles(folder, links_within=folder.parent.parent if is_snapshot else None)
+
+
+def fetch(source: HubSource, *, offline: bool = False) -> Snapshot:
     """Fetch what is missing of a hub model; with everything in the cache only the revision is asked for.
+
+    With `offline` nobody is asked, and everything has to be in the cache.
 
     Raises:
         NotFoundError: The hub has no such model or revision, or this process is offline and the cache has none.
@@ -70,7 +78,11 @@ def fetch(source: HubSource) -> Snapshot:
 
     name = f"hf://{source.repo}" + (f"@{source.revision}" if source.revision else "")
     try:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(PATTERNS)))
+        folder = Path(
+            snapshot_download(
+                source.repo, revision=source.revision, allow_patterns=list(PATTERNS), local_files_only=offline
+            )
+        )
     except GatedRepoError as error:
         raise AuthError(f"`{name}` is gated", hint="accept its terms on the hub, then `hf auth login`") from error
     except RevisionNotFoundError as error:
@@ -80,12 +92,10 @@ def fetch(source: HubSource) -> Snapshot:
     except RepositoryNotFoundError as error:
         raise NotFoundError(f"`{name}`: the hub has no such model, or it is private", hint="check the id") from error
     except LocalEntryNotFoundError as error:
-        raise NotFoundError(
-            f"`{name}` is not in the local cache, and {_offline_cause()}", hint=_OFFLINE_HINT
-        ) from error
+        raise NotFoundError(f"`{name}` is not in the local cache, and {_cause(offline)}", hint=_OFFLINE_HINT) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"`{name}` could not be fetched: {str(error).splitlines()[0]}", hint=_OFFLINE_HINT) from error
-    files = FolderFiles(folder, links_within=folder.parent.parent)
+    files = open_folder(folder)
     if not any(file.endswith(".safetensors") for file in files.names()):
         raise InputError(
             f"`{name}` has no safetensors weights",
@@ -97,7 +107,7 @@ def fetch(source: HubSource) -> Snapshot:
 _OFFLINE_HINT = "use a folder on this machine (`base: ./folder`) or a version of the yard, or go online"
 
 
-def _offline_cause() -> str:
+def _cause(offline: bool) -> str:
     from huggingface_hub import constants
 
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    return "HF_HUB_OFFLINE is set" if offline or constants.HF_HUB_OFFLINE else "the hub cannot be reached"

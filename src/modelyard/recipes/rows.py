@@ -7,21 +7,24 @@ label. Knows files and rows; knows no yard.
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.evaluation import Example, from_rows
+from modelyard.recipes.schema import DataSection
 from modelyard.training.data import Example as Row
 from modelyard.training.data import Rows, load_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from modelyard.recipes.schema import DataSection
-
-__all__ = ["Rows", "Split", "examples", "read", "text_of_example", "text_of_row", "view"]
+__all__ = ["Rows", "Split", "described", "examples", "read", "recovered", "text_of_example", "text_of_row", "view"]
 
 Split = Literal["train", "test"]
+
+_KEY = "modelyard.data"
 
 
 def view(data: DataSection, split: Split) -> dict[str, Any]:
@@ -29,6 +32,17 @@ def view(data: DataSection, split: Split) -> dict[str, Any]:
     limit = getattr(data.limit, split)
     drawn = {"limit": limit, "seed": data.seed} if limit is not None else {}
     return {"format": data.format, "columns": data.columns or {}, "system": data.system, **drawn}
+
+
+def described(data: DataSection) -> dict[str, str]:
+    """How the files are read, as a dataset version's metadata: `recovered` makes the section again."""
+    return {_KEY: data.model_dump_json(include={"format", "columns", "system", "limit", "seed"}, exclude_none=True)}
+
+
+def recovered(metadata: Mapping[str, str], file: str) -> DataSection:
+    """The section that `described` wrote, about `file`; the defaults where nothing was written."""
+    said = json.loads(metadata.get(_KEY, "{}"))
+    return DataSection.model_validate({**said, "train": f"./{file}", "test": f"./{file}"})
 
 
 def read(path: Path, data: DataSection, split: Split) -> Rows:

@@ -156,6 +156,7 @@ def run(
     progress: Progress = ignore,
     resources: Resources | None = None,
     threads: int | None = None,
+    offline: bool = False,
     phrases: Sequence[str] = (),
     until: str | None = None,
 ) -> RunResult:
@@ -169,6 +170,7 @@ def run(
         progress: Told what happens.
         resources: Finds `package:NAME`.
         threads: Compute threads; None leaves the choice to each step.
+        offline: Whether a hub may not be asked for anything.
         phrases: Texts that must not occur in the base's own corpus, for the contamination check.
         until: Stop after this step; None runs all.
 
@@ -178,7 +180,7 @@ def run(
         NoSpaceError: The disk is full; what was there is untouched.
         YardError: Whatever stopped a step.
     """
-    context = Context(recipe, yard, workspace, runs, resources or NoResources(), threads, phrases, progress)
+    context = Context(recipe, yard, workspace, runs, resources or NoResources(), threads, offline, phrases, progress)
     started = time.monotonic()
     results = []
     with hold(runs / "locks" / f"{context.label}.lock", f"the recipe `{recipe.name}` of `{recipe.repo}`"):
@@ -202,10 +204,11 @@ def plan(
     workspace: Path,
     runs: Path,
     resources: Resources | None = None,
+    offline: bool = False,
     phrases: Sequence[str] = (),
 ) -> Plan:
     """What `run` would do with the same arguments, without doing it."""
-    context = Context(recipe, yard, workspace, runs, resources or NoResources(), phrases=phrases)
+    context = Context(recipe, yard, workspace, runs, resources or NoResources(), offline=offline, phrases=phrases)
     found = make_plan(context)
     context.fingerprints.save()
     return found

@@ -38,7 +38,7 @@ from modelyard.training.config import TrainConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["DataSection", "Limit", "Recipe", "Variable", "load_recipe", "parse_recipe"]
+__all__ = ["DataSection", "Limit", "Recipe", "Variable", "data_section", "load_recipe", "parse_recipe"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -220,6 +220,20 @@ def parse_recipe(
 ) -> Recipe:
     """As `load_recipe`, from text; `label` is what messages call it."""
     return _check(read_document(text, label), overrides, variables or {}, surroundings or Surroundings())
+
+
+def data_section(values: Mapping[str, object], label: str) -> DataSection:
+    """A `data` section on its own, for commands that read data without a recipe; `label` is what messages call it.
+
+    Raises:
+        RecipeError: Anything in it is wrong; all of it is listed.
+    """
+    try:
+        return DataSection.model_validate(values)
+    except ValidationError as error:
+        known = list(known_paths(DataSection))
+        problems = find_problems(error, DataSection, Document(dict(values), label), set(), known=known)
+        raise refuse(label, problems) from error
 
 
 def _check(

@@ -10,14 +10,14 @@ from modelyard.recipes.context import Context, Outputs, made
 from modelyard.recipes.keys import Inputs
 from modelyard.recipes.sources import HubSource, PathSource, VersionSource, located, parse_base
 from modelyard.recipes.steps.step import Step
-from modelyard.weights.files import Files, FolderFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from modelyard.registry import Version
+    from modelyard.weights.files import Files
 
-__all__ = ["Base"]
+__all__ = ["Base", "check_base"]
 
 
 class Base(Step):
@@ -33,7 +33,7 @@ class Base(Step):
             return Inputs(self.name, 1, inputs={"base": str(version.id)}, config={"version": version.name})
         config = {"base_repo": context.recipe.committed_base_repo}
         if isinstance(source, HubSource):
-            snapshot = hubs.fetch(source)
+            snapshot = hubs.fetch(source, offline=context.offline)
             return Inputs(self.name, 1, config=config, inputs={"base": f"hf://{snapshot.repo}@{snapshot.commit}"})
         files = _open(context)
         digest = context.fingerprints.files({name: files.path(name) for name in files.names()})
@@ -44,10 +44,10 @@ class Base(Step):
         source = parse_base(context.recipe.base)
         if isinstance(source, VersionSource):
             version = context.yard.resolve(source.reference)
-            _check_model(context.yard.files(version), version.kind)
+            check_base(context.yard.files(version), version.kind)
             return made(version, source=context.recipe.base)
-        files = hubs.fetch(source).files if isinstance(source, HubSource) else _open(context)
-        _check_model(files, None)
+        files = hubs.fetch(source, offline=context.offline).files if isinstance(source, HubSource) else _open(context)
+        check_base(files, None)
         origin = inputs.inputs["base"] if isinstance(source, HubSource) else context.recipe.base
         version = context.yard.commit(
             files,
@@ -74,7 +74,7 @@ def _open(context: Context) -> Files:
         folder = context.resources.folder(context.recipe.base.removeprefix("package:"))
     if not folder.exists():
         raise NotFoundError(f"`base`: there is no folder `{folder}`", hint=_beside(folder))
-    return FolderFiles(folder)
+    return hubs.open_folder(folder)
 
 
 def _beside(folder: Path) -> str:
@@ -83,7 +83,8 @@ def _beside(folder: Path) -> str:
     return f"did you mean `{folder.parent / meant}`?" if meant else "a relative path is relative to the recipe's folder"
 
 
-def _check_model(files: Files, kind: str | None) -> None:
+def check_base(files: Files, kind: str | None) -> None:
+    """Refuse files that are no model with `ModelError`; `kind` is the version's, where they are one."""
     from modelyard.weights.inspect import inspect
 
     if kind == "adapter":

@@ -5,7 +5,6 @@ Files that are in a dataset version already stay where they are, if both are in 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from modelyard.digest import Digest
     from modelyard.registry import Version
 
-__all__ = ["Data", "NamedFiles"]
+__all__ = ["Data", "NamedFiles", "file_in"]
 
 
 class NamedFiles:
@@ -93,15 +92,14 @@ class Data(Step):
     def run(self, context: Context, inputs: Inputs) -> Outputs:  # noqa: ARG002  # the key is all that inputs are for
         """Check every row of every file, then commit them."""
         found = _find_all(context)
+        paths = {item.split: _path(context, item) for item in found}
         counts = {}
-        with ExitStack() as stack:
-            paths = {item.split: _open(context, item, stack) for item in found}
-            for item in found:
-                checked = rows.read(paths[item.split], context.recipe.data, item.split)
-                counts[f"{item.split}_rows"] = len(checked)
-                if item.split == "test" and context.recipe.evaluate is not None:
-                    rows.examples(checked)
-            version = self._commit(context, found, paths)
+        for item in found:
+            checked = rows.read(paths[item.split], context.recipe.data, item.split)
+            counts[f"{item.split}_rows"] = len(checked)
+            if item.split == "test" and context.recipe.evaluate is not None:
+                rows.examples(checked)
+        version = self._commit(context, found, paths)
         return made(version, **_names(found), **counts)
 
     def _commit(self, context: Context, found: list[_Found], paths: Mapping[rows.Split, Path]) -> Version:
@@ -115,6 +113,7 @@ class Data(Step):
             repo_type="dataset",
             from_=[("imported", item.version) for item in found if item.version is not None],
             message=f"data of the recipe {context.recipe.name}",
+            metadata=rows.described(context.recipe.data),
         )
         for item in found:
             entry = version.file(names[item.split])
@@ -142,19 +141,24 @@ def _find(context: Context, split: rows.Split, text: str) -> _Found:
     source = parse_data(text)
     if isinstance(source, VersionFile):
         version = context.yard.resolve(source.reference)
-        entry = version.file(source.file)
-        if entry is None:
-            known = [file.path for file in version.files]
-            meant = near_match(source.file, known)
-            hint = f"did you mean `{meant}`?" if meant else f"it holds {', '.join(known[:10])}"
-            raise NotFoundError(f"`data.{split}`: `{version.name}` has no file `{source.file}`", hint=hint)
-        return _Found(split, source, entry.blake3, None, version)
+        return _Found(split, source, file_in(version, source.file, f"data.{split}"), None, version)
     if isinstance(source, PackageSource):
         path = context.resources.data(source.name)
     else:
         path = located(source, context.workspace)
         _check_file(split, path)
     return _Found(split, source, context.fingerprints.file(path), path, None)
+
+
+def file_in(version: Version, file: str, what: str) -> Digest:
+    """The digest of a version's file; `NotFoundError` with the near match where it has none."""
+    entry = version.file(file)
+    if entry is not None:
+        return entry.blake3
+    known = [other.path for other in version.files]
+    meant = near_match(file, known)
+    hint = f"did you mean `{meant}`?" if meant else f"it holds {', '.join(known[:10])}"
+    raise NotFoundError(f"`{what}`: `{version.name}` has no file `{file}`", hint=hint)
 
 
 def _check_file(split: rows.Split, path: Path) -> None:
@@ -183,10 +187,10 @@ def _names(found: list[_Found]) -> dict[str, str]:
     }
 
 
-def _open(context: Context, item: _Found, stack: ExitStack) -> Path:
+def _path(context: Context, item: _Found) -> Path:
     """The file itself, under a name that says its format."""
     if item.path is not None:
         return item.path
     if item.version is None or not isinstance(item.source, VersionFile):
         raise InternalError(f"the {item.split} file is neither a path nor in a version")
-    return stack.enter_context(context.folder(item.version)) / item.source.file
+    return context.folder(item.version) / item.source.file

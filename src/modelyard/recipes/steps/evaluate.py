@@ -17,17 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from modelyard.evaluation import TaskConfig
-    from modelyard.recipes.schema import Recipe
+    from modelyard.recipes.schema import DataSection, Recipe
     from modelyard.registry import Version, Yard
 
-__all__ = ["PACKAGES", "Evaluate", "EvaluateBase", "EvaluateBaseline", "evaluate_version", "task_key"]
+__all__ = ["PACKAGES", "Evaluate", "EvaluateBase", "EvaluateBaseline", "evaluate_version", "evaluation_inputs"]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft")
 
 
-def task_key(task: TaskConfig) -> dict[str, Any]:
-    """The options that decide a report: how many prompts are decoded together does not."""
-    return task.model_dump(mode="json", exclude={"batch_size"})
+def evaluation_inputs(model: Version, dataset: Version, file: str, data: DataSection, task: TaskConfig) -> Inputs:
+    """What decides a report: one key for one version, whatever its part in whatever recipe.
+
+    The dataset's version and not only its file, because the report names it and a gate may ask for it. How many prompts
+    are decoded together decides nothing.
+    """
+    return Inputs(
+        "evaluate",
+        1,
+        config={
+            "evaluate": task.model_dump(mode="json", exclude={"batch_size"}),
+            "data": {"test": rows.view(data, "test")},
+        },
+        inputs={"model": str(model.id), "dataset": str(dataset.id), "file": file},
+        packages=installed(*PACKAGES),
+    )
 
 
 class Evaluate(Step):
@@ -49,15 +62,9 @@ class Evaluate(Step):
         if recipe.evaluate is None:
             raise Waiting(self.name)
         subject = self.subject(context)
-        # The dataset's version and not only its test file: the report names it, and a gate may ask for it.
-        read = {"model": str(subject.id), "dataset": data["version"], "file": data["test"]} if subject else {}
-        return Inputs(
-            self.name if subject is None else "evaluate",  # one key for one version, whatever its part in the recipe
-            1,
-            config={"evaluate": task_key(recipe.evaluate), "data": {"test": rows.view(recipe.data, "test")}},
-            inputs=read,
-            packages=installed(*PACKAGES) if subject else {},
-        )
+        if subject is None:
+            return Inputs(self.name, 1)
+        return evaluation_inputs(subject, context.version("data"), data["test"], recipe.data, recipe.evaluate)
 
     def run(self, context: Context, inputs: Inputs) -> Outputs:  # noqa: ARG002  # the key is all that inputs are for
         """Evaluate, and keep the report."""
@@ -66,8 +73,7 @@ class Evaluate(Step):
         if subject is None or recipe.evaluate is None:
             return {"report": None}
         dataset = context.version("data")
-        with context.folder(dataset) as folder:
-            found = rows.examples(rows.read(folder / data["test"], recipe.data, "test"))
+        found = rows.examples(rows.read(context.folder(dataset) / data["test"], recipe.data, "test"))
         return evaluate_version(
             context.yard,
             subject,

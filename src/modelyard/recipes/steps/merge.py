@@ -54,6 +54,7 @@ class Merge(Step):
             out=context.scratch / "merged",
             inputs=inputs.key,
             message=f"merged by the recipe {context.recipe.name}",
+            threads=context.threads,
             progress=lambda done, total: context.report(
                 self.name, done / total if total else None, f"{done} of {total}"
             ),
@@ -76,13 +77,14 @@ def merge_versions(
     message: str,
     progress: Callable[[int, int], None] | None = None,
     branch: str = "main",
+    threads: int | None = None,
 ) -> tuple[Version, MergeCertificate]:
     """Merge two versions into the folder `out`, commit it as the head of `to`'s branch, and remove the folder."""
     from modelyard.weights.merge import merge_lora
 
     shutil.rmtree(out, ignore_errors=True)
     try:
-        certificate = merge_lora(yard.files(base), yard.files(adapter), out, progress=progress)
+        certificate = merge_lora(yard.files(base), yard.files(adapter), out, progress=progress, threads=threads)
         version = yard.commit(
             out,
             to,

@@ -49,20 +49,18 @@ class Preflight(Step):
         from modelyard import training
 
         recipe, dataset = context.recipe, context.output("data")
-        with context.folder(context.version("data")) as data, context.folder(context.version("base")) as base:
-            train_rows = rows.read(data / dataset["train"], recipe.data, "train")
-            context.report(self.name, 0.1, f"checking {len(train_rows)} rows against the base")
-            found = training.preflight(base, train_rows, recipe.train)
-            plain = found.to_dict()
-            for finding in plain.get("findings", ()):
-                if finding.get("level") != "ok":
-                    context.note(self.name, str(finding.get("message")), finding.get("hint"))
-            contamination = {}
-            if recipe.data.test is not None:
-                context.report(self.name, 0.6, "looking for test rows in the training data")
-                contamination = self._contamination(
-                    context, train_rows, rows.read(data / dataset["test"], recipe.data, "test")
-                )
+        data = context.folder(context.version("data"))
+        train_rows = rows.read(data / dataset["train"], recipe.data, "train")
+        context.report(self.name, 0.1, f"checking {len(train_rows)} rows against the base")
+        plain = training.preflight(context.folder(context.version("base")), train_rows, recipe.train).to_dict()
+        for finding in plain["findings"]:
+            if finding["level"] == "warning":
+                context.note(self.name, finding["message"], finding.get("hint"))
+        contamination = {}
+        if recipe.data.test is not None:
+            context.report(self.name, 0.6, "looking for test rows in the training data")
+            test_rows = rows.read(data / dataset["test"], recipe.data, "test")
+            contamination = self._contamination(context, train_rows, test_rows)
         return {"preflight": plain, "contamination": contamination}
 
     def _contamination(self, context: Context, train_rows: rows.Rows, test_rows: rows.Rows) -> dict[str, Any]:
@@ -87,8 +85,8 @@ class Preflight(Step):
 
     def summary(self, outputs: Outputs) -> str:
         """Findings, and the contamination in a few words."""
-        findings = [finding for finding in outputs["preflight"].get("findings", ()) if finding.get("level") != "ok"]
-        said = [f"{len(findings)} findings" if findings else "no findings"]
+        warnings = [finding for finding in outputs["preflight"]["findings"] if finding["level"] == "warning"]
+        said = [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}" if warnings else "no warnings"]
         for where, result in outputs["contamination"].items():
             name = "training data" if where == "train" else "the base's corpus"
             said.append(f"{result['contaminated']} of {result['rows']} test rows in {name}")

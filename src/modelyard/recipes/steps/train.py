@@ -88,9 +88,9 @@ class Train(Step):
         def listen(state: Mapping[str, Any]) -> None:
             context.report(self.name, *_progress(state))
 
-        with context.folder(context.version("data")) as data, context.folder(context.version("base")) as base:
-            train_rows = rows.read(data / context.output("data")["train"], recipe.data, "train")
-            return train(base, train_rows, config, workdir, progress=listen)
+        file = context.folder(context.version("data")) / context.output("data")["train"]
+        train_rows = rows.read(file, recipe.data, "train")
+        return train(context.folder(context.version("base")), train_rows, config, workdir, progress=listen)
 
     def _commit(self, context: Context, inputs: Inputs, result: TrainResult) -> Version:
         base, data = context.version("base"), context.version("data")
