@@ -82,6 +82,7 @@ class Decoder:
         for batch in self._batches:
             if generation in batch.rows:
                 self._keep(batch, [row is not generation for row in batch.rows])
+        self._batches = [batch for batch in self._batches if batch.rows]
 
     def clear(self) -> None:
         """Let everything go, caches included."""

@@ -260,19 +260,22 @@ def _attach_adapter(model: Any, task: Task, folder: Path) -> Any:
     if not path.exists():
         raise ModelError(f"`{folder}` has no adapter_model.safetensors")
     held = set(read_header(path).tensors)
+    if not held:
+        raise ModelError(f"`{path}` holds no tensor: the adapter would change nothing")
     with _translated(folder):
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise ModelError(f"`{folder}` is a prompt-learning adapter ({config.peft_type.value}): not loaded so far")
         config.inference_mode = True
+        config.base_model_name_or_path = model.name_or_path  # the base that it is loaded on, wherever it was trained
         adapted = get_peft_model(model, config)
-        result = adapted.load_adapter(str(folder), "default", is_trainable=False)
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    # PEFT counts its own tensors only. Where names agree, a fully trained module that the file lacks shows here.
-    left_out = expected - held if held <= expected else set()
-    audit_keys(str(folder), {*result.missing_keys, *left_out}, result.unexpected_keys, ())
-    if not held:
-        raise ModelError(f"`{path}` holds no tensor: the adapter would change nothing")
+        if held <= expected:
+            # Where names agree, look before PEFT does: it counts factors only, not modules that were trained whole.
+            audit_keys(str(folder), expected - held, (), ())
+        result = adapted.load_adapter(str(folder), "default", is_trainable=False)
+    missing = {name.replace(".default", "") for name in result.missing_keys}
+    audit_keys(str(folder), missing, result.unexpected_keys, ())
     return adapted
 
 

@@ -1,0 +1,230 @@
+"""A loaded model answers: one prompt, many, streamed. transformers' own `generate` is the judge."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights.load import load
+from modelyard.weights.model import Label, Model, read_defaults
+from tiny_models import make_llama, make_tokenizer, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPTS = ["where is my card", "hi", "the quick brown fox jumps over the lazy dog", "é", "one two"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny Llama with the tiny chat tokenizer."""
+    return load(save_model(tmp_path_factory.mktemp("model")))
+
+
+def make(tmp_path: Path, **generation: Any) -> Model:
+    """A model whose generation_config says what a test wants."""
+    llama = make_llama()
+    for name, value in generation.items():
+        setattr(llama.generation_config, name, value)
+    return load(save_model(tmp_path, llama))
+
+
+def judged(model: Model, prompts: list[str], limit: int) -> list[list[int]]:
+    """What transformers generates for a left-padded batch, greedily, up to and with the first EOS."""
+    rows = [model.tokenize(prompt) for prompt in prompts]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    with torch.inference_mode():
+        out = model.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False)
+    found = []
+    for row in out[:, width:].tolist():
+        end = row.index(1) + 1 if 1 in row else len(row)
+        found.append(row[:end])
+    return found
+
+
+def test_answers_are_those_of_transformers(model: Model) -> None:
+    """Greedy token ids equal `generate`'s, one by one and in a left-padded batch, whatever the batch size."""
+    expected = judged(model, PROMPTS, 20)
+    assert expected == [judged(model, [prompt], 20)[0] for prompt in PROMPTS]
+    for batch_size in (1, 2, 32):
+        answers = model.complete(PROMPTS, batch_size=batch_size, max_new_tokens=20)
+        assert [list(answer.token_ids) for answer in answers] == expected
+
+
+def test_text_is_the_decoding_of_the_new_tokens(model: Model) -> None:
+    """Only new tokens, no control tokens, exactly as the tokenizer decodes them."""
+    for answer in model.complete(PROMPTS, max_new_tokens=30):
+        assert answer.text == model.processor.decode(list(answer.token_ids), skip_special_tokens=True)
+
+
+def test_a_stream_joined_is_the_answer(model: Model) -> None:
+    """Pieces joined are what `generate` returns, sampled or not, with stop strings or not, and arrive one by one."""
+    for params in ({}, {"temperature": 1.3, "seed": 4}, {"temperature": 2.0, "seed": 1, "stop": ["a", "\ufffd\ufffd"]}):
+        for prompt in PROMPTS:
+            pieces = list(model.stream(prompt, max_new_tokens=40, **params))
+            assert "".join(pieces) == model.generate(prompt, max_new_tokens=40, **params)
+            assert all(pieces)
+
+
+def test_a_stream_checks_its_arguments_when_called(model: Model) -> None:
+    """A wrong parameter is an error at the call, not at the first piece."""
+    with pytest.raises(RequestError, match="top_p"):
+        model.stream("hi", top_p=7)
+
+
+def test_a_sampled_row_does_not_depend_on_its_batch(model: Model) -> None:
+    """With a seed each prompt's sample is the one it gets alone; another seed gives another."""
+    params: dict[str, Any] = {"temperature": 1.5, "top_p": 0.95, "max_new_tokens": 25}
+    alone = [model.generate(prompt, seed=7, **params) for prompt in PROMPTS]
+    assert model.batch_generate(PROMPTS, seed=7, **params) == alone
+    assert model.batch_generate(PROMPTS, batch_size=2, seed=7, **params) == alone
+    assert model.batch_generate(PROMPTS, seed=8, **params) != alone
+    assert model.generate("hi", **params) != model.generate("hi", **params)
+
+
+def test_a_stop_string_ends_the_answer_before_it(model: Model) -> None:
+    """The answer is cut before a stop string that lies across token boundaries, and says `stop`."""
+    tried = 0
+    for seed in range(12):
+        params: dict[str, Any] = {"max_new_tokens": 30, "temperature": 1.5, "seed": seed}
+        whole = model.complete(["hi"], **params)[0]
+        pieces = [model.processor.decode([token], skip_special_tokens=True) for token in whole.token_ids]
+        for first, second in pairwise(pieces):
+            stop = first[-1:] + second[:1]
+            if len(stop) < 2 or "\ufffd" in stop:
+                continue
+            tried += 1
+            cut = model.complete(["hi"], stop=stop, **params)[0]
+            assert cut.text == whole.text[: whole.text.index(stop)]
+            assert cut.finish_reason == "stop"
+    assert tried > 5
+
+
+def test_every_listed_eos_ends_an_answer(tmp_path: Path) -> None:
+    """A generation_config may list several; the tokenizer's and the template's count too."""
+    plain = make(tmp_path / "plain").complete(["hi"], max_new_tokens=20)[0]
+    third = plain.token_ids[2]
+    model = make(tmp_path / "listed", eos_token_id=[399, third])
+    answer = model.complete(["hi"], max_new_tokens=20)[0]
+    assert (answer.token_ids, answer.finish_reason) == (plain.token_ids[: plain.token_ids.index(third) + 1], "stop")
+    assert model.defaults.eos_ids == {399, third, 1}
+
+
+def test_the_checkpoints_sampling_is_the_default(tmp_path: Path) -> None:
+    """What generation_config says holds where the caller says nothing, and only if it samples at all."""
+    model = make(tmp_path / "sampled", do_sample=True, temperature=0.7, top_k=20, max_new_tokens=5)
+    params = model.defaults.params
+    assert (params.temperature, params.top_k, params.top_p) == (0.7, 20, 1.0)
+    assert len(model.complete(["hi"], seed=1)[0].token_ids) == 5
+    assert model.generate("hi", temperature=0) == model.generate("hi", temperature=0)
+
+
+def test_what_the_loop_does_not_do_is_listed(tmp_path: Path) -> None:
+    """Beam search or banned words in a generation_config are named, so that whoever loads can say so."""
+    llama = make_llama()
+    llama.generation_config.num_beams = 4
+    llama.generation_config.suppress_tokens = [3]
+    assert read_defaults(llama, make_tokenizer()).ignored == ("num_beams", "suppress_tokens")
+
+
+def test_more_than_the_context_is_an_error(model: Model) -> None:
+    """The model's 128 positions are a bound that is stated, never a silent cut."""
+    with pytest.raises(RequestError, match=r"context of 128|context is 128"):
+        model.generate("hi", max_new_tokens=128)
+    with pytest.raises(RequestError, match="context is 128"):
+        model.generate("my card " * 200)
+    tokens = len(model.tokenize("hi"))
+    answer = model.complete(["hi"])[0]
+    assert len(answer.token_ids) <= 128 - tokens
+    assert model.complete(["hi"], max_new_tokens=128 - tokens)[0].text == answer.text
+
+
+def test_text_is_a_user_message_where_there_is_a_template(model: Model, tmp_path: Path) -> None:
+    """A plain prompt is one user message for a chat model and raw text for any other."""
+    messages = [{"role": "user", "content": "hi"}]
+    assert model.generate("hi", max_new_tokens=8) == model.generate(messages, max_new_tokens=8)
+    assert model.tokenize("hi") == model.render(messages)
+    raw = load(save_model(tmp_path, tokenizer=make_tokenizer(None)))
+    assert raw.tokenize("hi") == raw.processor.encode("hi")
+    assert model.render(messages, add_generation_prompt=False) == model.render(messages)[:-1]
+
+
+def test_no_mode_leaks_to_a_consumer_of_a_stream(model: Model) -> None:
+    """Between pieces, gradients and inference mode are as the consumer has them."""
+    for _ in model.stream("hi", max_new_tokens=5):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_token_ids_are_a_prompt_too(model: Model) -> None:
+    """Ids are taken as they are, and one outside the vocabulary is refused."""
+    ids = model.tokenize("hi")
+    assert model.prepare(None, {}, ids=ids).prompt_ids == tuple(ids)
+    with pytest.raises(RequestError, match="token id 400"):
+        model.prepare(None, {}, ids=[400])
+    with pytest.raises(RequestError, match="prompt is empty"):
+        model.prepare(None, {}, ids=[])
+
+
+def test_many_prompts_are_a_list(model: Model) -> None:
+    """A string where a list of prompts belongs is refused instead of being read letter by letter."""
+    with pytest.raises(RequestError, match="no list of prompts"):
+        model.batch_generate("hello")
+    assert model.batch_generate([]) == []
+
+
+def test_a_released_model_answers_nothing(tmp_path: Path) -> None:
+    """After `release` every question is a ModelError."""
+    model = load(save_model(tmp_path))
+    model.release()
+    with pytest.raises(ModelError, match="was released"):
+        model.generate("hi")
+    model.release()
+
+
+def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    """A model that overflows says so instead of answering with token 0 for ever."""
+    model = load(save_model(tmp_path))
+    with torch.no_grad():
+        model.model.model.norm.weight.fill_(torch.inf)
+    with pytest.raises(ModelError, match="not finite"):
+        model.generate("hi")
+
+
+def test_a_classifier_predicts(tmp_path: Path) -> None:
+    """A text classifier gives the likeliest label and its probability, alone and in a padded batch, and no text."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    labels = {0: "card", 1: "cash", 2: "other"}
+    config = BertConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=labels,
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    classifier: Any = BertForSequenceClassification(config)
+    model = load(save_model(tmp_path, classifier.eval(), make_tokenizer(None)))
+    assert model.task == "text-classification"
+    together = model.predict(PROMPTS, batch_size=3)
+    with torch.inference_mode():
+        for prompt, found in zip(PROMPTS, together, strict=True):
+            scores = classifier(**model.processor(prompt, return_tensors="pt")).logits.softmax(-1)[0]
+            assert found.label == labels[int(scores.argmax())]
+            assert found.score == pytest.approx(float(scores.max()), abs=1e-5)
+    assert isinstance(model.predict("hi")[0], Label)
+    with pytest.raises(ModelError, match="does no text-generation"):
+        model.generate("hi")
+    with pytest.raises(RequestError, match="context is 64"):
+        model.predict("my card " * 100)
