@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from modelyard.training.config import TrainConfig
 from modelyard.training.data import Example, Rows, load_rows
+from modelyard.training.preflight import Finding, Preflight, preflight
 
 __all__ = [
     "Example",
+    "Finding",
+    "Preflight",
     "Rows",
     "TrainConfig",
     "load_rows",
+    "preflight",
 ]

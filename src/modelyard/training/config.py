@@ -24,7 +24,8 @@ from modelyard.errors import RecipeError, near_match
 
 __all__ = ["TrainConfig"]
 
-ALL_LINEAR = "all-linear"
+AllLinear = Literal["all-linear"]
+ALL_LINEAR: AllLinear = "all-linear"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -66,7 +67,7 @@ class TrainConfig(BaseModel):
     rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | list[str] = ALL_LINEAR
+    targets: AllLinear | list[str] = ALL_LINEAR
     epochs: float = Field(3.0, gt=0, le=10_000)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1, le=65_536)

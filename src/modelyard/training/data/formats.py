@@ -78,9 +78,9 @@ class Shape:
             if column not in values:
                 raise _missing(column, list(values), where)
         for part, names in self.optional.items():
-            column = next((name for name in names if name in values), None)
-            if column is not None:
-                columns[part] = column
+            for name in names:
+                if name in values:
+                    columns.setdefault(part, name)
         parts = {part: values[column] for part, column in columns.items()}
         if system is not None and not parts.get("system"):
             parts["system"] = system
