@@ -405,7 +405,7 @@ from pathlib import Path
 from modelyard.store import LocalStore
 from modelyard.store.faults import failpoint
 store = LocalStore(Path(sys.argv[1]), failpoint(sys.argv[2]))
-store.put_file([b"x" * 100_000, b"y" * 100_000])
+store.put_file([b"x" * 1_500_000, b"y" * 1_500_000])
 print("acknowledged", flush=True)
 """
 
@@ -423,7 +423,7 @@ def test_a_killed_process_leaves_a_yard_that_opens_and_verifies(tmp_path: Path, 
     check_acknowledged(store, kept)
     check_everything_visible(store)
     assert len(list(store.digests("files"))) in {1, 2}
-    again = store.put_file([b"x" * 100_000, b"y" * 100_000])
+    again = store.put_file([b"x" * 1_500_000, b"y" * 1_500_000])
     store.verify_file(again.blake3)
     assert list((tmp_path / "tmp").iterdir()) == []
 

@@ -18,14 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes
+import blake3
+
+from modelyard.digest import Digest, FileDigests, digest_bytes, read_chunks
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
 from modelyard.store import reading
 from modelyard.store.filesystem import FileSystem
+from modelyard.store.hashing import Hashing, gather, hash_chunks
 from modelyard.store.layout import Layout, format_bytes, frame_entry, read_format, unframe_entry
 from modelyard.store.oserrors import explained
 from modelyard.store.reading import read_exactly, source
-from modelyard.store.writing import Writer
+from modelyard.store.writing import IncomingFile, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -93,10 +96,7 @@ class LocalStore:
         """Store the concatenation of `chunks` as a file; see `Store.put_file`."""
         self._prepare_to_write()
         with self._writer.incoming() as file:
-            hashing = HashingReader(chunks)
-            for chunk in hashing:
-                file.write(chunk)
-            digests = hashing.digests()
+            digests = _write(file, gather(chunks))
             if not self._holds(digests):
                 file.publish(self._layout.object("files", digests.blake3), digests.size)
         return digests
@@ -108,10 +108,9 @@ class LocalStore:
             size = os.fstat(stream.fileno()).st_size
             if size <= _SMALL:
                 return self._keep_small(b"".join(read_exactly(stream, path, size)))
-            # Hashing is several times faster than writing: worth a pass of its own where the bytes may be there already.
+            # A pass of BLAKE3 costs a fraction of a write: worth it where the bytes may be there already.
             if self._has_file_of(size):
-                digests = _hash(read_exactly(stream, path, size))
-                if self._holds(digests):
+                if (digests := self._find(read_exactly(stream, path, size))) is not None:
                     return digests
                 stream.seek(0)
             return self._copy(stream, path, size)
@@ -151,7 +150,7 @@ class LocalStore:
         digest = digest_bytes(data)
         target = self._layout.object(area, digest)
         if reading.fits(target, digest, len(data)):
-            self._writer.sync_folder(target.parent)
+            self._make_name_durable(target)
         else:
             self._keep(target, data)
         return digest
@@ -243,20 +242,31 @@ class LocalStore:
 
     def _copy(self, stream: BinaryIO, path: Path, size: int) -> FileDigests:
         with self._writer.incoming() as file:
-            if file.clone(stream.fileno()):
-                # What is hashed is our copy: the original may change meanwhile.
-                digests = file.digests()
-            else:
-                hashing = HashingReader(read_exactly(stream, path, size))
-                for chunk in hashing:
-                    file.write(chunk)
-                digests = hashing.digests()
+            # What is hashed after cloning is our copy: the original may change meanwhile.
+            cloned = file.clone(stream.fileno())
+            digests = file.digests() if cloned else _write(file, read_exactly(stream, path, size))
             if not self._holds(digests):
                 file.publish(self._layout.object("files", digests.blake3), digests.size)
         return digests
 
+    def _find(self, chunks: Iterable[bytes]) -> FileDigests | None:
+        """The hashes of these bytes if they are a stored, undamaged file, which is read for the ones that nobody kept."""
+        hasher = blake3.blake3()
+        for chunk in chunks:
+            hasher.update(chunk)
+        digest = Digest(hasher.hexdigest())
+        target = self._layout.object("files", digest)
+        if not reading.is_regular(target):
+            return None
+        with os.fdopen(reading.open_regular(target), "rb", buffering=0) as stream, explained(target, "read"):
+            digests = hash_chunks(read_chunks(stream))
+        if digests.blake3 != digest:
+            return None
+        self._make_name_durable(target)
+        return digests
+
     def _keep_small(self, data: bytes) -> FileDigests:
-        digests = _hash([data])
+        digests = hash_chunks([data])
         if not self._holds(digests):
             self._keep(self._layout.object("files", digests.blake3), data)
         return digests
@@ -271,10 +281,13 @@ class LocalStore:
         target = self._layout.object("files", digests.blake3)
         if not reading.fits(target, digests.blake3, digests.size):
             return False
+        self._make_name_durable(target)
+        return True
+
+    def _make_name_durable(self, target: Path) -> None:
         # Whoever published it may not have got to this yet, and we are about to say that it is safe.
         self._writer.ensure_folder(target.parent)
         self._writer.sync_folder(target.parent)
-        return True
 
     def _has_file_of(self, size: int) -> bool:
         """Whether any stored file has this size; one that vanishes meanwhile does not count."""
@@ -306,8 +319,9 @@ class LocalStore:
         return True
 
 
-def _hash(chunks: Iterable[bytes]) -> FileDigests:
-    hashing = HashingReader(chunks)
-    for _ in hashing:
-        pass
-    return hashing.digests()
+def _write(file: IncomingFile, chunks: Iterable[bytes]) -> FileDigests:
+    with Hashing() as hashing:
+        for chunk in chunks:
+            hashing.update(chunk)
+            file.write(chunk)
+        return hashing.digests()

@@ -15,6 +15,7 @@ import blake3
 
 from modelyard.digest import Digest, digest_bytes
 from modelyard.errors import InputError, IntegrityError, NotFoundError
+from modelyard.store.hashing import CHUNK
 from modelyard.store.oserrors import explain, explained
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ __all__ = [
     "source",
     "verify",
 ]
-
-CHUNK = 1 << 20
-"""Bytes read at a time: fits the second-level cache, so a chunk is hashed and written while it is still there."""
 
 
 def open_regular(path: Path) -> int:

@@ -11,8 +11,9 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from modelyard.digest import FileDigests, hash_stream
+from modelyard.digest import FileDigests, read_chunks
 from modelyard.errors import YardError
+from modelyard.store.hashing import hash_chunks
 from modelyard.store.oserrors import explain, explained
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class IncomingFile:
         """Read back what is in the file."""
         with explained(self._tmp.path, "read"), os.fdopen(self._tmp.fd, "rb", buffering=0, closefd=False) as stream:
             stream.seek(0)
-            return hash_stream(stream)
+            return hash_chunks(read_chunks(stream))
 
     def publish(self, target: Path, size: int) -> None:
         """Make the file, which must be `size` bytes long, durable and visible at `target`, replacing what is there."""

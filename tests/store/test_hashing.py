@@ -1,0 +1,66 @@
+"""Hashes of a stream, on two cores."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard.digest import HashingReader
+from modelyard.store.hashing import CHUNK, Hashing, gather, hash_chunks
+
+
+def one_by_one(chunks: list[bytes]) -> HashingReader:
+    reader = HashingReader(chunks)
+    for _ in reader:
+        pass
+    return reader
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, 4 * CHUNK, 4 * CHUNK + 1, 24 * CHUNK + 5])
+def test_hashes_are_those_of_the_plain_reader(size: int) -> None:
+    """With and without its thread, at the border and beyond what may wait, the hashes are those of one pass on one core."""
+    data = random.Random(size).randbytes(size)
+    chunks = [data[at : at + CHUNK] for at in range(0, size, CHUNK)]
+    assert hash_chunks(chunks) == one_by_one([data]).digests()
+
+
+def test_the_thread_ends_when_the_source_fails() -> None:
+    """An exception in the middle of a large stream leaves no thread behind."""
+
+    def fail() -> None:
+        with Hashing() as hashing:
+            for _ in range(30):
+                hashing.update(bytes(CHUNK))
+            raise RuntimeError("the upload broke off")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="broke off"):
+        fail()
+    assert threading.active_count() == before
+
+
+@given(st.lists(st.integers(0, 2 * CHUNK), max_size=8))
+def test_gathering_keeps_the_bytes_and_bounds_the_chunks(sizes: list[int]) -> None:
+    """Gathered chunks are the same bytes; all but the last are at least a `CHUNK`; none is empty."""
+    chunks = [bytes([number]) * size for number, size in enumerate(sizes)]
+    gathered = list(gather(chunks))
+    assert b"".join(gathered) == b"".join(chunks)
+    assert all(len(chunk) >= CHUNK for chunk in gathered[:-1])
+    assert all(gathered)
+
+
+def test_a_buffer_that_is_used_again_is_copied() -> None:
+    """A source that yields one buffer over and over gives the bytes as they were when it yielded them."""
+
+    def chunks() -> object:
+        buffer = bytearray(CHUNK)
+        for number in range(8):
+            buffer[:] = bytes([number]) * CHUNK
+            yield buffer
+
+    expected = one_by_one([bytes([number]) * CHUNK for number in range(8)]).digests()
+    assert hash_chunks(gather(chunks())) == expected  # type: ignore[arg-type]  # what a caller may do all the same
