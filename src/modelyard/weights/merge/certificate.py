@@ -22,7 +22,6 @@ class Change:
     key: str | None
     info: TensorInfo
     changed: int = 0
-    infinite: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Integers and strings only, so that a digest may cover it; the scale is binary32, in hexadecimal."""

@@ -23,14 +23,13 @@ from modelyard.derivations.lora import BLOCK_ELEMENTS
 from modelyard.derivations.numbers import Array, widen
 from modelyard.digest import Digest
 from modelyard.errors import InputError, ModelError
+from modelyard.weights.carry import carried_files
 from modelyard.weights.checkpoint import Checkpoint, Shard, open_checkpoint
 from modelyard.weights.checks import check_weights
 from modelyard.weights.files import Files, show_name
 from modelyard.weights.merge.adapter import AdapterPlan, Site, plan_adapter
-from modelyard.weights.merge.carry import carried_files
 from modelyard.weights.merge.certificate import Change, MergeCertificate
 from modelyard.weights.output import HashingWriter, copy_file, fresh_folder
-from modelyard.weights.values import read_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,8 +42,8 @@ __all__ = ["MergeCertificate", "merge_lora"]
 
 Progress = Callable[[int, int], None]
 
-_STRIPE_ELEMENTS = 1 << 19
-_COPY_BYTES = 4 << 20
+_STRIPE_ELEMENTS = 1 << 18
+_COPY_BYTES = 1 << 20
 
 
 def merge_lora(
@@ -94,26 +93,50 @@ def merge_lora(
     return certificate
 
 
-@dataclass
-class _Stripe:
-    """Rows of one tensor on their way: as they were, as they become, and what happened."""
+Work = Callable[["Array", "Array", int, Workspace], bool]
 
+
+@dataclass(frozen=True)
+class _Stripe:
+    """Some rows of one tensor: which bytes they are, and what is to be done to them (`work` None: nothing)."""
+
+    tensor: str
+    info: TensorInfo
+    first: int
+    rows: int
+    row_bytes: int
+    work: Work | None = None
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A stripe's bytes before and after, in buffers that go back to the pool once they are written."""
+
+    stripe: _Stripe
     before: NDArray[np.uint8]
     after: NDArray[np.uint8]
     changed: int = 0
     infinite: bool = False
 
 
-Work = Callable[[Array, Array, int, Workspace], bool]
-
-
 class _Pool:
-    """Threads, each with its own scratch memory. Lists serve as pools: `append` and `pop` are atomic."""
+    """Threads and the memory they use again and again. Lists serve as pools: `append` and `pop` are atomic."""
 
     def __init__(self, threads: int, block_elements: int) -> None:
         self.executor = ThreadPoolExecutor(threads)
-        self.workspaces = [Workspace(block_elements) for _ in range(threads)]
         self.depth = threads + 1  # stripes under way: one for each thread and one being written
+        self.workspaces = [Workspace(block_elements) for _ in range(threads)]
+        self._buffers: list[NDArray[np.uint8]] = []
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """A buffer of exactly `size` bytes, its content undefined."""
+        buffer = self._buffers.pop() if self._buffers else np.empty(size, np.uint8)
+        return buffer[:size] if buffer.size >= size else np.empty(size, np.uint8)
+
+    def give(self, part: NDArray[np.uint8]) -> None:
+        """Put a buffer back."""
+        self._buffers.append(part if part.base is None else part.base)
 
 
 @dataclass
@@ -142,84 +165,91 @@ class _Merger:
                 raise ModelError(f"`{shard.label}` changed while it was read", code="truncated")
             before = blake3.blake3(shard.header_bytes)
             writer.write(shard.header_bytes)
-            for tensor, info in shard.header.in_file_order():
-                for stripe in self._stripes(shard, tensor, info):
-                    before.update(stripe.before.data)
-                    writer.write(stripe.after.data)
-                    self.done += stripe.before.size
-                    if self.progress is not None:
-                        self.progress(self.done, total)
+            for done in self._in_order(shard):
+                before.update(done.before.data)
+                writer.write(done.after.data)
+                self._note(done)
+                self.done += done.before.size
+                if self.progress is not None:
+                    self.progress(self.done, total)
         self.certificate.base_digests[name] = Digest(before.hexdigest())
         self.certificate.outputs[name] = writer.digest()
 
-    def _stripes(self, shard: Shard, tensor: str, info: TensorInfo) -> Iterator[_Stripe]:
-        """A tensor's bytes in order, merged, replaced or as they are."""
-        site, key = self.plan.sites.get(tensor), self.plan.replaced.get(tensor)
-        if site is None and key is None:
-            self.certificate.untouched += 1
-            yield from (_Stripe(part, part) for part in read_blocks(shard, info))
-            return
-        change = Change(tensor, site, key, info)
-        self.certificate.changes.append(change)
-        work = self._lora(site, info) if site is not None else self._replacement(str(key), info)
+    def _in_order(self, shard: Shard) -> Iterator[_Done]:
+        """The shard's stripes in the order of its bytes, computed a few ahead by the pool's threads."""
+        running: deque[Future[_Done]] = deque()
         try:
-            for stripe in self._compute(shard, info, work):
-                change.changed += stripe.changed
-                change.infinite |= stripe.infinite
-                yield stripe
-        except InputError as error:
-            # Overflow and NaN are findings about this tensor; a file that shrank already says its name.
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"`{show_name(tensor)}` cannot be merged: {error.message}", code=error.code) from error
-        if change.infinite:
-            raise ModelError(
-                f"`{show_name(tensor)}` cannot be merged: the result does not fit {info.dtype}",
-                code="infinite_result",
-                hint="cast the base to F32 or BF16 first, or lower the adapter's alpha",
-            )
-
-    def _compute(self, shard: Shard, info: TensorInfo, work: Work) -> Iterator[_Stripe]:
-        rows, columns = info.shape if len(info.shape) == 2 else (info.elements, 1)
-        if info.elements == 0:
-            return
-        tall = min(max(_STRIPE_ELEMENTS // columns, 1), rows)
-        size = columns * STORAGE[info.dtype].itemsize
-        running: deque[Future[_Stripe]] = deque()
-        spare: list[_Stripe] = []
-        try:
-            for row in range(0, rows, tall):
-                if len(running) == self.pool.depth:
-                    done = running.popleft().result()
-                    yield done
-                    spare.append(done)
-                count = min(tall, rows - row)
-                full = (
-                    spare.pop() if spare else _Stripe(np.empty(tall * size, np.uint8), np.empty(tall * size, np.uint8))
-                )
-                stripe = _Stripe(full.before[: count * size], full.after[: count * size])
-                running.append(self.pool.executor.submit(self._fill, shard, info, work, stripe, (row, count)))
+            for stripe in self._stripes(shard):
+                running.append(self.pool.executor.submit(self._compute, shard, stripe))
+                while len(running) >= self.pool.depth:
+                    yield from self._next(running)
             while running:
-                yield running.popleft().result()
+                yield from self._next(running)
         finally:
             # After an error, nobody may still be reading when the file is closed.
             wait([future for future in running if not future.cancel()])
 
-    def _fill(self, shard: Shard, info: TensorInfo, work: Work, stripe: _Stripe, rows: tuple[int, int]) -> _Stripe:
+    def _next(self, running: deque[Future[_Done]]) -> Iterator[_Done]:
+        done = running.popleft().result()
+        yield done
+        self.pool.give(done.before)
+        if done.after is not done.before:
+            self.pool.give(done.after)
+
+    def _stripes(self, shard: Shard) -> Iterator[_Stripe]:
+        """A shard's tensors cut into rows, with what the plan says about them."""
+        for tensor, info in shard.header.in_file_order():
+            site, key = self.plan.sites.get(tensor), self.plan.replaced.get(tensor)
+            if site is None and key is None:
+                self.certificate.untouched += 1
+                size = info.end - info.start
+                for start in range(0, size, _COPY_BYTES):
+                    yield _Stripe(tensor, info, start, min(_COPY_BYTES, size - start), 1)
+                continue
+            change = Change(tensor, site, key, info)
+            self.certificate.changes.append(change)
+            if info.elements == 0:
+                continue
+            work = self._lora(site, info) if site is not None else self._replacement(str(key), info)
+            rows, columns = info.shape if len(info.shape) == 2 else (info.elements, 1)
+            tall = max(_STRIPE_ELEMENTS // columns, 1)
+            row_bytes = columns * STORAGE[info.dtype].itemsize
+            for row in range(0, rows, tall):
+                yield _Stripe(tensor, info, row, min(tall, rows - row), row_bytes, work, change)
+
+    def _compute(self, shard: Shard, stripe: _Stripe) -> _Done:
         """One thread's part: read rows, compute them, count what changed."""
-        first, count = rows
-        size = len(stripe.before) // count
-        shard.read_into(stripe.before.data, info.start + first * size)
-        kept = STORAGE[info.dtype]
-        before, after = (part.view(kept).reshape(count, -1) for part in (stripe.before, stripe.after))
+        size = stripe.rows * stripe.row_bytes
+        before = self.pool.take(size)
+        shard.read_into(before.data, stripe.info.start + stripe.first * stripe.row_bytes)
+        if stripe.work is None:
+            return _Done(stripe, before, before)
+        after = self.pool.take(size)
+        kept = STORAGE[stripe.info.dtype]
         workspace = self.pool.workspaces.pop()
         try:
-            stripe.infinite = work(before, after, first, workspace)
+            shape = (stripe.rows, -1)
+            infinite = stripe.work(
+                before.view(kept).reshape(shape), after.view(kept).reshape(shape), stripe.first, workspace
+            )
+        except InputError as error:
+            what = f"`{show_name(stripe.tensor)}` cannot be merged: {error.message}"
+            raise ModelError(what, code=error.code, hint=error.hint) from error
         finally:
             self.pool.workspaces.append(workspace)
         bits = np.dtype(f"<u{kept.itemsize}")
-        stripe.changed = int(np.count_nonzero(before.view(bits) != after.view(bits)))
-        return stripe
+        return _Done(stripe, before, after, int(np.count_nonzero(before.view(bits) != after.view(bits))), infinite)
+
+    def _note(self, done: _Done) -> None:
+        change, info = done.stripe.change, done.stripe.info
+        if change is not None:
+            change.changed += done.changed
+        if done.infinite:
+            raise ModelError(
+                f"`{show_name(done.stripe.tensor)}` cannot be merged: the result does not fit {info.dtype}",
+                code="infinite_result",
+                hint="cast the base to bfloat16 or float32 first, or check the adapter's values: yard doctor ADAPTER",
+            )
 
     def _lora(self, site: Site, info: TensorInfo) -> Work:
         lora = Lora(self._floats(site.a), self._floats(site.b), site.scale, info.dtype, transposed=site.transposed)

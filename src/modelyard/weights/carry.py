@@ -1,4 +1,4 @@
-"""Which files a merged model takes along beside its weights: the base's, with the adapter's tokenizer in front.
+"""Which files a new model takes along beside its weights: for a merge the base's, with the adapter's tokenizer in front.
 
 Another format of the base's weights, its model card and what its training left are not carried: they would be wrong.
 """
@@ -13,7 +13,7 @@ from modelyard.weights.checks import read_json
 if TYPE_CHECKING:
     from modelyard.weights.files import Files
 
-__all__ = ["carried_files"]
+__all__ = ["carried_files", "is_carried"]
 
 _TOKENIZER = frozenset({
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt", "sentencepiece.bpe.model",
@@ -30,7 +30,7 @@ _LEGAL = ("license", "licence", "notice", "copying", "use_policy")
 
 def carried_files(base: Files, adapter: Files) -> dict[str, Files]:
     """File name to where it is taken from, sorted by name; weights and their index are not among them."""
-    taken = {name: base for name in base.names() if _belongs(name)}
+    taken = {name: base for name in base.names() if is_carried(name)}
     own = {name for name in adapter.names() if name in _TOKENIZER}
     if own & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
         # A tokenizer is one thing in several files: the adapter's replaces the base's whole, or vocabularies would mix.
@@ -46,7 +46,8 @@ def _has_template(adapter: Files, own: set[str]) -> bool:
     return "tokenizer_config.json" in own and bool(read_json(adapter, "tokenizer_config.json").get("chat_template"))
 
 
-def _belongs(name: str) -> bool:
+def is_carried(name: str) -> bool:
+    """Whether a file belongs to a model whatever its weights are: configuration, tokenizer, templates, licence."""
     path = PurePosixPath(name)
     if len(path.parts) > 1:
         return path.parts[0] == "additional_chat_templates" and path.suffix == ".jinja"

@@ -1,0 +1,134 @@
+"""Turns one pickled checkpoint into one safetensors file, in a process of its own.
+
+Started by `convert` as `python -I _pickle_worker.py REQUEST`, never imported: it stands alone, so that an unpickling gone
+wrong meets nothing but this file, torch and safetensors. It limits itself before it opens anything: memory, processor time,
+file size, and no network where the kernel lets it. Only tensors are unpickled (`weights_only`).
+
+REQUEST is a JSON file with `source`, `target`, `result` (paths), `tied`, `memory`, `seconds` and `file_size`; the outcome is
+written to `result` as JSON: `tensors`, `dropped`, `copied`, `isolated`, or `error` and `message`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+def main(request_path: str) -> int:
+    """Do what the request says; 0 when `result` holds tensors, 1 when it holds an error."""
+    request = json.loads(Path(request_path).read_text("utf-8"))
+    try:
+        isolated = isolate(request)
+        outcome = convert(request) | {"isolated": isolated}
+    except Exception as error:  # noqa: BLE001  # the parent tells the kinds apart
+        outcome = {"error": type(error).__name__, "message": str(error)[:2000]}
+    Path(request["result"]).write_text(json.dumps(outcome), "utf-8")
+    return 1 if "error" in outcome else 0
+
+
+def isolate(request: dict[str, Any]) -> bool:
+    """Set the limits; whether the network could be taken away too (it takes a privilege or user namespaces)."""
+    for limit, value in (
+        (resource.RLIMIT_AS, request["memory"]),
+        (resource.RLIMIT_CPU, request["seconds"]),
+        (resource.RLIMIT_FSIZE, request["file_size"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 256),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (allowed, allowed))
+    unshare = getattr(ctypes.CDLL(None, use_errno=True), "unshare", None)
+    return unshare is not None and (unshare(_NEW_NET) == 0 or unshare(_NEW_USER | _NEW_NET) == 0)
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Unpickle the tensors, give each memory of its own, and write them."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    loaded = read(request["source"])
+    tensors, dropped = select(loaded)
+    if not tensors:
+        raise ValueError("it holds no tensors")
+    tied = tied_heads(tensors) if request["tied"] else []
+    for name in tied:
+        del tensors[name]
+    owned, copied = separate(tensors)
+    save_file(owned, request["target"], metadata={"format": "pt"})
+    with Path(request["target"]).open("rb") as written:
+        os.fsync(written.fileno())
+    return {"tensors": sorted(owned), "dropped": sorted(dropped + tied), "copied": copied}
+
+
+def read(source: str) -> Any:
+    """Unpickle tensors only; mapped where the format allows, so that memory is what is touched."""
+    import torch
+
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(source, map_location="cpu", weights_only=True)  # the format from before torch 1.6
+
+
+def select(loaded: Any) -> tuple[dict[str, Any], list[str]]:
+    """The tensors by name, and the names of what is none. One wrapper around a state dict is taken off."""
+    import torch
+
+    for key in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict):
+        raise TypeError(f"it holds a {type(loaded).__name__}, not tensors by name")
+    tensors = {}
+    for name, value in loaded.items():
+        if isinstance(name, str) and isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized:
+                raise TypeError(f"tensor {name!r} is sparse or quantized")
+            tensors[name] = value.detach()
+    return tensors, [str(name) for name in loaded if name not in tensors]
+
+
+def tied_heads(tensors: dict[str, Any]) -> list[str]:
+    """Output layers that are the very memory of another tensor: with tied embeddings they are not stored."""
+    places: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        places.setdefault((tensor.data_ptr(), *tensor.shape, *tensor.stride()), []).append(name)
+    return [
+        name
+        for names in places.values()
+        for name in names
+        if len(names) > 1 and name.endswith(_HEADS) and not all(other.endswith(_HEADS) for other in names)
+    ]
+
+
+def separate(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Contiguous tensors that share no memory: safetensors has no aliases. Second, the names that were copied for it."""
+    seen: set[int] = set()
+    owned, copied = {}, []
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen:
+            copied.append(name)
+            owned[name] = tensor.clone().contiguous()
+        else:
+            owned[name] = tensor.contiguous()
+        seen.add(storage)
+    return owned, sorted(copied)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
