@@ -104,7 +104,8 @@ def publish_journal(store: LocalStore) -> str:
 
 def import_file(store: LocalStore) -> str:
     original = store.root.parent / "original"
-    original.write_bytes(DATA)
+    if not original.exists():
+        original.write_bytes(DATA)
     return f"files {store.import_file(original).blake3}"
 
 
@@ -177,7 +178,8 @@ def test_the_power_loss_test_finds_a_missing_fsync(
     assert wrong != []
 
 
-def test_two_writers_of_the_same_bytes_are_both_right_to_acknowledge(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [put_file, import_file, put_manifest, publish_journal])
+def test_two_writers_of_the_same_bytes_are_both_right_to_acknowledge(tmp_path: Path, call: Call) -> None:
     """A second writer that finds the bytes published, but their folder not yet synced, makes them durable itself."""
     yard = tmp_path / "yard"
     LocalStore(yard).init()
@@ -185,15 +187,15 @@ def test_two_writers_of_the_same_bytes_are_both_right_to_acknowledge(tmp_path: P
     second = LocalStore(yard, disk)
 
     class SecondComesFirst(WatchedFileSystem):
-        """Lets the second writer run between the first one's rename and its sync of the folder."""
+        """Lets the second writer run between the first one's new name and its sync of the folder."""
 
         def after(self, operation: Operation) -> None:
-            if operation.name in {"create_tmp", "write", "fsync", "mkdir", "rename"}:
+            if operation.name in {"create_tmp", "write", "fsync", "mkdir", "rename", "link"}:
                 RecordingFileSystem.after(disk, operation)
-            if operation.name == "rename":
-                disk.mark(put_file(second))
+            if operation.name in {"rename", "link"}:
+                disk.mark(call(second))
 
-    put_file(LocalStore(yard, SecondComesFirst()))
+    call(LocalStore(yard, SecondComesFirst()))
     replica = Replica(tmp_path / "replica")
     (note,) = acknowledged(disk.operations)
     end = next(index for index, operation in enumerate(disk.operations) if operation.name == "mark") + 1
