@@ -13,6 +13,7 @@ from __future__ import annotations
 from modelyard.training.config import TrainConfig
 from modelyard.training.data import Example, Rows, load_rows
 from modelyard.training.preflight import Finding, Preflight, preflight
+from modelyard.training.sft import TrainResult, train
 
 __all__ = [
     "Example",
@@ -20,6 +21,8 @@ __all__ = [
     "Preflight",
     "Rows",
     "TrainConfig",
+    "TrainResult",
     "load_rows",
     "preflight",
+    "train",
 ]

@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
 
     method: Literal["sft"] = "sft"
     rank: int = Field(16, ge=1, le=4096)
-    alpha: float = Field(32, gt=0)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: AllLinear | list[str] = ALL_LINEAR
     epochs: float = Field(3.0, gt=0, le=10_000)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from modelyard.training.config import TrainConfig
     from modelyard.training.data import Rows
 
-__all__ = ["Estimate", "Finding", "Plan", "Preflight", "make_plan", "preflight", "sequence_limit"]
+__all__ = ["Estimate", "Finding", "Plan", "Preflight", "make_plan", "packed_length", "preflight"]
 
 _SHOWN = 5
 """Rows that a finding names."""
@@ -105,7 +105,7 @@ class Preflight:
         return {"ok": self.ok, "findings": [finding.to_dict() for finding in self.findings], **self.report}
 
 
-def sequence_limit(config: TrainConfig, context: int | None) -> int | None:
+def _sequence_limit(config: TrainConfig, context: int | None) -> int | None:
     """The longest row in tokens: the option, but never more than the base's context."""
     if config.max_length is None:
         return context
@@ -144,7 +144,7 @@ def make_plan(base: Path, rows: Rows, config: TrainConfig, *, workdir: Path | No
     coverage = plan_coverage(skeleton, config)
     text_config = skeleton.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None)
-    limit = sequence_limit(config, context)
+    limit = _sequence_limit(config, context)
     tokenizer = load_tokenizer(base)
     stops = stop_tokens(base, tokenizer)
     encoded = encode_rows(rows, tokenizer, stops=stops, limit=limit)
