@@ -126,7 +126,7 @@ def canonical_json(value: Mapping[str, Any] | list[Any]) -> bytes:
     Floats, booleans and null are refused (`InternalError`): they have no place in what a digest covers.
     """
     _check_plain(value)
-    return rfc8785.dumps(value)  # type: ignore[arg-type]  # checked above
+    return rfc8785.dumps(value)
 
 
 def digest_json(value: Mapping[str, Any] | list[Any]) -> Digest:

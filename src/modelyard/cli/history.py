@@ -10,7 +10,10 @@ from modelyard.cli import output
 from modelyard.cli.options import Home, with_json, with_yard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelyard.registry import LineageGraph, LogEntry
+    from modelyard.registry.diff import VersionDiff
 
 __all__ = ["diff", "lineage", "log"]
 
@@ -71,8 +74,26 @@ def diff(old: str, new: str, norms: bool, home: Home, as_json: bool) -> None:
     if as_json:
         output.json_object(found.to_dict())
         return
-    for line in found.lines():
+    for line in _changes(found):
         output.data(line)
+
+
+def _changes(found: VersionDiff) -> Iterator[str]:
+    yield f"{found.a} -> {found.b}" + ("  the same files" if found.same else "")
+    for sign, names in (("+", found.files_added), ("-", found.files_removed), ("~", found.files_changed)):
+        yield from (f"{sign} {name}" for name in names)
+    for change in found.config:
+        yield f"~ {change.file}: {change.key}  {change.before} -> {change.after}"
+    if found.tokenizer_changed:
+        yield "~ tokenizer"
+    if found.chat_template_changed:
+        yield "~ chat template"
+    tensors = found.tensors
+    for sign, names in (("+", tensors.added), ("-", tensors.removed)):
+        yield from (f"{sign} tensor {name}" for name in names)
+    for tensor in tensors.changed:
+        norm = "" if tensor.relative_norm is None else f"  relative change {tensor.relative_norm:.3g}"
+        yield f"~ tensor {tensor.name}{norm}"
 
 
 @click.command()

@@ -13,7 +13,7 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from modelyard.cli.output import human_bytes
 from modelyard.errors import YardError
@@ -35,10 +35,10 @@ def examine(settings: Settings) -> list[Finding]:
     return [*_packages(), *_processor(), *_sqlite(), *_disk(settings.home), *_yard(settings), *_network(settings)]
 
 
-def _finding(level: str, code: str, message: str, hint: str = "") -> Finding:
+def _finding(level: Literal["error", "warning", "info"], code: str, message: str, hint: str | None = None) -> Finding:
     from modelyard.weights.doctor import Finding
 
-    return Finding(level, code, message, hint)  # type: ignore[arg-type]  # levels are the four literals below
+    return Finding(level, code, message, hint)
 
 
 def _packages() -> Iterator[Finding]:
@@ -48,14 +48,14 @@ def _packages() -> Iterator[Finding]:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             yield _finding("error", "package_missing", f"{name} is not installed", "pip install modelyard")
-    yield _finding("ok", "packages", f"Python {platform.python_version()}, " + ", ".join(found))
+    yield _finding("info", "packages", f"Python {platform.python_version()}, " + ", ".join(found))
 
 
 def _processor() -> Iterator[Finding]:
     flags = _cpu_flags()
     fast = sorted(flags & {"avx512_bf16", "amx_bf16"})
     yield _finding(
-        "ok",
+        "info",
         "processor",
         f"{os.cpu_count()} logical cores; bfloat16 in hardware: {', '.join(fast) if fast else 'no, float32 is used'}",
     )
@@ -78,7 +78,7 @@ def _sqlite() -> Iterator[Finding]:
         or (number[:2] == (3, 50) and number >= (3, 50, 7))
     )
     mode = "" if safe else "; it has the WAL-reset race, so the catalog uses journal_mode=TRUNCATE"
-    yield _finding("ok", "sqlite", f"SQLite {sqlite3.sqlite_version}{mode}")
+    yield _finding("info", "sqlite", f"SQLite {sqlite3.sqlite_version}{mode}")
 
 
 def _disk(home: Path) -> Iterator[Finding]:
@@ -88,10 +88,10 @@ def _disk(home: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(where).free
     low = free < _LOW_SPACE
     yield _finding(
-        "warning" if low else "ok",
+        "warning" if low else "info",
         "free_space",
         f"{human_bytes(free)} free at {where}",
-        "a fine-tune of a small model needs a few GiB" if low else "",
+        "a fine-tune of a small model needs a few GiB" if low else None,
     )
     try:
         cost = _fsync_cost(where)
@@ -102,10 +102,10 @@ def _disk(home: Path) -> Iterator[Finding]:
         return
     slow = cost > 0.05
     yield _finding(
-        "warning" if slow else "ok",
+        "warning" if slow else "info",
         "fsync",
         f"a durable write takes {cost * 1000:.1f} ms",
-        "commits will be slow: a network file system?" if slow else "",
+        "commits will be slow: a network file system?" if slow else None,
     )
 
 
@@ -131,17 +131,17 @@ def _yard(settings: Settings) -> Iterator[Finding]:
     try:
         yard = open_yard(settings)
     except YardError as error:
-        yield _finding("error", error.code, error.message, error.hint or "")
+        yield _finding("error", error.code, error.message, error.hint)
         return
     repos = yard.repos()
     yield _finding(
-        "ok", "yard", f"yard at {settings.home}: {len(repos)} repos, {sum(r.versions for r in repos)} versions"
+        "info", "yard", f"yard at {settings.home}: {len(repos)} repos, {sum(r.versions for r in repos)} versions"
     )
 
 
 def _network(settings: Settings) -> Iterator[Finding]:
     yield _finding(
-        "ok",
+        "info",
         "offline",
         "hubs are not asked (HF_HUB_OFFLINE)" if settings.offline else "hubs are asked only for hf:// ids",
     )

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 finished with warnings, 4 authentication,
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -55,11 +56,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class LazyGroup(click.Group):
     """A group that imports a command when it is run, and offers the near match of a mistyped one."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # Click's signature
         """Every command, in the order of a model's life."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # Click's signature
         """Import and return one command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
@@ -77,7 +78,7 @@ class LazyGroup(click.Group):
             ctx.fail(f"no command `{args[0]}`" + (f"; did you mean `yard {meant}`?" if meant else ""))
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # Click's signature
         """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -115,55 +116,48 @@ def run(arguments: list[str]) -> int:
         result: Any = yard.main(args=arguments, prog_name="yard", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        return _usage(error, as_json)
     except (KeyboardInterrupt, click.Abort):
         output.note("interrupted; what was finished is kept, and the same command goes on from there")
         return 130
-    except BrokenPipeError:
-        return 1
-    except YardError as error:
-        return _fail(error, as_json, debug)
-    except OSError as error:
-        return _fail(_typed(error), as_json, debug)
-    except Exception as error:  # noqa: BLE001  # the edge: an unexpected error becomes a message with a way to report it
-        if debug:
-            traceback.print_exc()
-        fault = YardError(
-            f"unexpected {type(error).__name__}: {error}",
-            hint="run it again with --debug and report the traceback",
-            code="internal",
-        )
-        return _fail(fault, as_json, debug=False)
+    except Exception as error:  # noqa: BLE001  # the edge: whatever it is becomes a message and an exit code
+        return _explain(error, as_json, debug)
     return result if isinstance(result, int) else 0
 
 
-def _typed(error: OSError) -> YardError:
-    import errno
+def _explain(error: Exception, as_json: bool, debug: bool) -> int:
+    """Render any error, with a traceback where one was asked for; return its exit code."""
+    if isinstance(error, click.ClickException):
+        return _usage(error, as_json)
+    if debug:
+        traceback.print_exception(error)
+    typed = _typed(error)
+    if as_json:
+        output.error_json(typed.to_dict())
+    else:
+        output.error(typed)
+    return typed.exit_code
 
-    where = f"`{error.filename}`: " if error.filename else ""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return NoSpaceError(f"{where}no space left", hint="free some space; what was there before is untouched")
-    return YardError(f"{where}{error.strerror or error}", code="os_error")
+
+def _typed(error: Exception) -> YardError:
+    if isinstance(error, YardError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        return YardError("nobody reads the output any more", code="os_error")
+    if isinstance(error, OSError):
+        where = f"`{error.filename}`: " if error.filename else ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return NoSpaceError(f"{where}no space left", hint="free some space; what was there before is untouched")
+        return YardError(f"{where}{error.strerror or error}", code="os_error")
+    hint = "run it again with --debug and report the traceback"
+    return YardError(f"unexpected {type(error).__name__}: {error}", hint=hint, code="internal")
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:
     if as_json:
-        plain = {"code": "usage", "message": error.format_message(), "exit_code": 2}
-        output.error_json(plain)
+        output.error_json({"code": "usage", "message": error.format_message(), "exit_code": 2})
     else:
         error.show()
     return 2
-
-
-def _fail(error: YardError, as_json: bool, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    if as_json:
-        output.error_json(error.to_dict())
-    else:
-        output.error(error)
-    return error.exit_code
 
 
 if __name__ == "__main__":

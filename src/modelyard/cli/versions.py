@@ -42,7 +42,12 @@ def import_(source: str, to: str, kind: str | None, message: str, home: Home, as
     from modelyard.recipes.operations import import_model
 
     version = import_model(
-        home.open(create=True), source, to=to, kind=kind, message=message, offline=home.settings.offline
+        home.open(create=True),
+        source,
+        to=to,
+        kind=kind,  # type: ignore[arg-type]  # click checked the choice
+        message=message,
+        offline=home.settings.offline,
     )
     _committed(version, as_json)
 
@@ -149,7 +154,7 @@ def _list_repos(yard: Yard, as_json: bool) -> None:
 
 
 def _list_versions(yard: Yard, repo: str, deleted: bool, as_json: bool) -> None:
-    versions = [version for version in yard.versions(repo) if deleted or not version.deleted]
+    versions = yard.versions(repo, deleted=deleted)
     names: dict[str, list[str]] = {}
     for ref in yard.refs(repo):
         names.setdefault(str(ref.version), []).append(ref.name)

@@ -58,13 +58,15 @@ def doctor(target: str | None, home: Home, as_json: bool) -> int:
     else:
         for finding in findings:
             output.data(f"{_MARKS[finding.level]} {finding.message}")
-            if finding.hint and finding.level != "ok":
+            if finding.hint:
                 output.data(f"        {finding.hint}")
+        if target and not findings:
+            output.data(f"ok      nothing is wrong with {target}")
     levels = {finding.level for finding in findings}
     return 1 if "error" in levels else 3 if "warning" in levels else 0
 
 
-_MARKS = {"ok": "ok     ", "info": "info   ", "warning": "warning", "error": "error  "}
+_MARKS = {"info": "ok     ", "warning": "warning", "error": "error  "}
 
 
 def _checkpoint(target: str, home: Home) -> Sequence[Finding]:

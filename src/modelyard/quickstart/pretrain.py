@@ -72,7 +72,8 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     )
     texts = (corpus.text_of(doc) for doc in corpus.documents(20_000, seed=recipe.corpus_seed))
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast  # its constructor has no types
+    fast: PreTrainedTokenizerFast = made(
         tokenizer_object=tokenizer,
         bos_token="<|text|>",
         eos_token="<|end|>",
@@ -91,8 +92,9 @@ def encode(
     ids: list[int] = []
     weights: list[float] = []
     for message in document:
-        marker = tokenizer.convert_tokens_to_ids(f"<|{message['role']}|>")
-        body = tokenizer(message["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        found: Any = tokenizer.convert_tokens_to_ids([f"<|{message['role']}|>", "<|end|>"])
+        marker, end = found
+        body = [*tokenizer(message["content"], add_special_tokens=False)["input_ids"], end]
         weight = user_weight if message["role"] == "user" else 1.0
         ids += [marker, *body]
         weights += [0.0, *([weight] * len(body))]
@@ -144,14 +146,14 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=1024,
-        rope_theta=10_000.0,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
+    defaults: Any = GenerationConfig  # its constructor has no types
+    model.generation_config = defaults(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -170,7 +172,7 @@ def pretrain(out: Path, recipe: Recipe, report: Any = None) -> dict[str, Any]:
         encode(tokenizer, document, recipe.user_loss_weight)
         for document in corpus.documents(recipe.documents, seed=recipe.corpus_seed)
     ]
-    model = build_model(recipe, tokenizer)
+    model: Any = build_model(recipe, tokenizer)  # a module's methods have no types
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -195,7 +197,7 @@ def pretrain(out: Path, recipe: Recipe, report: Any = None) -> dict[str, Any]:
             logits = model(input_ids=ids[:, :-1]).logits
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weight = weights[:, 1:].flatten()
-        loss = (losses * weight).sum() / weight.sum()
+        loss: Any = (losses * weight).sum() / weight.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,11 +1,11 @@
-"""The quickstart's dataset: support messages to be answered with a small JSON object.
+r"""The quickstart's dataset: support messages to be answered with a small JSON object.
 
 Each row is a conversation of two messages. The answer names one of eight intents and the values that the message
 mentions, as JSON with a fixed key order, so that an exact comparison is fair::
 
     {"messages": [
         {"role": "user", "content": "Parcel KX-4821 never arrived, where is it?"},
-        {"role": "assistant", "content": "{\\"intent\\": \\"track_parcel\\", \\"parcel\\": \\"KX-4821\\"}"}]}
+        {"role": "assistant", "content": "{\"intent\": \"track_parcel\", \"parcel\": \"KX-4821\"}"}]}
 
 Training and test rows share the intents and nothing else: the phrasings are two disjoint lists and the slot values
 come from disjoint splits (`values`). The same seed gives the same rows on every machine.
