@@ -275,6 +275,14 @@ def test_a_folder_that_cannot_be_synced_stops_all_writing(tmp_path: Path) -> Non
     check_acknowledged(store, put_file(LocalStore(tmp_path)))
 
 
+def test_running_out_of_descriptors_is_not_a_failed_sync(tmp_path: Path) -> None:
+    """A folder that could not be opened for syncing fails that call only: a server that ran out of descriptors recovers."""
+    store = failing(tmp_path, "fsync_dir:1:EMFILE")
+    with pytest.raises(YardError, match="make durable"):
+        put_file(store)
+    check_acknowledged(store, put_file(store))
+
+
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize("point", ["create_tmp", "write", "fsync", "rename", "fsync_dir"])
 def test_a_full_disk_is_a_typed_error_wherever_it_shows(tmp_path: Path, point: str, number: str) -> None:

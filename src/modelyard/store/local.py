@@ -198,7 +198,7 @@ class LocalStore:
             if entry is None:
                 raise IntegrityError(
                     f"journal entry {seq} of the yard `{self.root}` is damaged",
-                    hint="while the catalog lives, `yard check` publishes it again",
+                    hint="copy it from a backup of the yard; only rebuilding a lost catalog needs it",
                     path=str(self._layout.journal_entry(seq)),
                 )
             yield seq, entry

@@ -150,7 +150,7 @@ def _unreadable(error: OSError, path: Path) -> Exception:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return IntegrityError(
             f"`{path.name[:12]}` is not in the store: `{path}` is missing",
-            hint="`yard check` lists what else is missing",
+            hint="commit the file again, or copy it from a backup of the yard",
             code="missing",
             path=str(path),
         )
@@ -167,7 +167,7 @@ def _wrong_kind(path: Path) -> IntegrityError:
 def _damaged(path: Path, found: str) -> IntegrityError:
     return IntegrityError(
         f"`{path}` is damaged: its bytes have the digest {found[:12]}, not {path.name[:12]}",
-        hint="commit the file again or copy it from another yard; `yard check --read-data` examines the rest",
+        hint="commit the file again, or copy it from a backup of the yard",
         path=str(path),
         found=found,
     )

@@ -27,6 +27,9 @@ __all__ = ["IncomingFile", "Writer"]
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What a file system answers that has no hard links."""
 
+_NOT_TRIED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ENOENT, errno.ENOTDIR})
+"""What opening a folder fails with, before anything was synced: trying again is sound."""
+
 
 class Writer:
     """Everything that changes one yard's folder.
@@ -102,13 +105,14 @@ class Writer:
         """Make the names in a folder durable; after a failure `check` refuses.
 
         The names stay: another process may count on them already. But whether they are durable nobody can tell any more,
-        since a second fsync would succeed whatever happened to the pages of the first.
+        since a second fsync would succeed whatever happened to the pages of the first. Not so where the folder could not even be opened.
         """
         try:
             self._fs.fsync_dir(path)
         except OSError as error:
             reason = explain(error, path, "make durable the names in")
-            self._refusal = reason.message
+            if error.errno not in _NOT_TRIED:
+                self._refusal = reason.message
             raise reason from error
 
 
