@@ -43,7 +43,7 @@ def commit_word(yard: Yard, tmp_path: Path) -> CommitWord:
     """Commit a version that answers with a word."""
 
     def commit(word: str, to: str = "team/bot") -> Version:
-        folder = write_model(tmp_path / "models" / to.replace("/", "-") / word, word)
+        folder = write_model(tmp_path / "models" / to.replace("/", "-") / word[:50], word)
         return yard.commit(folder, to, kind="base")
 
     return commit

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 from serving_helpers import FAKE, CommitWord, Serve, ask, deployment_of, wait_until
 
 from modelyard.errors import AuthError, BusyError, ConflictError, InputError, ModelError, NotFoundError
-from modelyard.serving import Server, sources
+from modelyard.serving import Server, read_status, sources
 
 if TYPE_CHECKING:
     from modelyard.registry import Yard
@@ -34,7 +39,8 @@ def test_every_answer_carries_its_version(commit_word: CommitWord, serve: Serve)
     """Full id and `repo@v7` are in the headers, the short id is the fingerprint, `model` is what was asked for."""
     version = commit_word("alpha")
     server = serve("team/bot")
-    for fields in ({}, {"stream": True}):
+    cases: list[dict[str, Any]] = [{}, {"stream": True}]
+    for fields in cases:
         response = ask(server, **fields)
         assert response.headers["x-modelyard-version"] == version.id
         assert response.headers["x-modelyard-ref"] == "team/bot@v1"
@@ -332,3 +338,65 @@ def test_reachable_address_needs_a_token(yard: Yard, host: str) -> None:
     Server(yard, ["team/bot"], host=host, token="0123456789abcdef")
     with pytest.raises(AuthError, match="shorter than 16"):
         Server(yard, ["team/bot"], host=host, token="short")
+
+
+def test_status_is_what_ready_says(commit_word: CommitWord, serve: Serve) -> None:
+    """`read_status` gives the live state, nothing to strangers of a server with a token, None where nobody answers."""
+    commit_word("alpha")
+    server = serve("team/bot")
+    (state,) = read_status(server.url) or []
+    assert (state["reference"], state["ref"], state["in_flight"]) == ("team/bot", "team/bot@v1", 0)
+    assert state["memory_bytes"] > 1 << 20
+    server.stop()
+    assert read_status(server.url) is None
+    guarded = serve("team/bot", token="0123456789abcdef")
+    assert read_status(guarded.url) == []
+    assert len(read_status(guarded.url, "0123456789abcdef") or []) == 1
+
+
+SERVE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import serving_fixtures, serving_helpers
+from modelyard.serving import serve
+yard = serving_fixtures.open_yard(Path(sys.argv[1])).open()
+serve(yard, ["team/bot"], port=0, worker=serving_helpers.FAKE, ready=lambda url: print(url, flush=True))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_serve_ends_at_a_signal(commit_word: CommitWord, tmp_path: Path, signals: int) -> None:
+    """SIGTERM lets a request in work finish and `serve` return; a second one cuts it off; no worker is left."""
+    commit_word("alpha")
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "yard"), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        (state,) = read_status(url) or []
+        outcome: list[str] = []
+
+        def request() -> None:
+            try:
+                outcome.append(
+                    httpx.post(
+                        f"{url}/v1/completions",
+                        json={"model": "team/bot", "prompt": "slow", "max_tokens": 10},
+                        timeout=20,
+                    ).json()["choices"][0]["text"]
+                )
+            except (httpx.HTTPError, KeyError) as error:
+                outcome.append(type(error).__name__)
+
+        thread = threading.Thread(target=request)
+        thread.start()
+        wait_until(lambda: (read_status(url) or [{}])[0].get("in_flight") == 1)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        thread.join()
+        assert process.stdout.read().strip() == "done"
+        assert process.wait(10) == 0
+    assert (outcome == [" ".join(["alpha"] * 10)]) == (signals == 1)
+    wait_until(lambda: not psutil.pid_exists(state["pid"]))

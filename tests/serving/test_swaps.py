@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 from serving_helpers import FAKE, CommitWord, Serve, ask, deployment_of, wait_until
 
@@ -141,7 +141,7 @@ def test_pinned_reference_stays(commit_word: CommitWord, serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_killed_worker_fails_clearly_and_comes_back(commit_word: CommitWord, serve: Serve, stream: bool) -> None:
-    """kill -9 of a worker: its requests end with a 503 (a stream with an error event), then it is back."""
+    """After kill -9 of a worker its requests end with a 503 (a stream with an error event), then it is back."""
     commit_word("alpha")
     server = serve("team/bot")
     before = deployment_of(server)["pid"]

@@ -10,8 +10,10 @@ import logging
 from modelyard.serving.guard import Limits
 from modelyard.serving.replicas import WorkerOptions
 from modelyard.serving.server import Server, serve
+from modelyard.serving.status import read_status
 
-__all__ = ["Limits", "Server", "WorkerOptions", "serve"]
+__all__ = ["Limits", "Server", "WorkerOptions", "read_status", "serve"]
 
-# Silent until the application configures logging.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
+# Silent until the application configures logging; uvicorn's warnings about malformed requests too.
+for _name in (__name__, "uvicorn"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())

@@ -97,7 +97,7 @@ class Deployment:
             "state": replica.state if replica else "starting",
             "since": self.since.isoformat(),
             "pid": process.pid if process and not process.gone.is_set() else None,
-            "memory": process.resident if process else 0,
+            "memory_bytes": process.resident if process else 0,
             "in_flight": replica.admission.held if replica else 0,
             "queued": replica.admission.waiting if replica else 0,
             "restarts": replica.restarts if replica else 0,
@@ -163,6 +163,7 @@ class Fleet:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="yard")
         self._pool = Pool(yard, options, self._threads)
         self._records = Records(yard, address)
+        self._sizes: dict[tuple[str, int | None], int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -254,6 +255,8 @@ class Fleet:
             version = deployment.version
             state = deployment.describe()
             info = {name: state[name] for name in ("ref", "state", "since", "pid")}
+            # As measured when the version was taken over: what changes all the time is read from `/ready` (`status`).
+            info["memory_bytes"] = self._sizes.setdefault((deployment.reference, state["pid"]), state["memory_bytes"])
             try:
                 await self._ask(lambda d=deployment, v=version, i=info: self._records.tell(d.reference, v, i))  # type: ignore[misc]
             except YardError as error:

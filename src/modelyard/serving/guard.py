@@ -88,6 +88,11 @@ class Guard:
     def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._limits.headers:
             raise RequestError(f"{len(headers)} header lines; the limit is {self._limits.headers}", status=431)
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in headers)
+        if size > self._limits.head_bytes:
+            # h11 bounds a head that is still arriving, not one that came in a single packet.
+            raise RequestError(f"a head of {size} bytes; the limit is {self._limits.head_bytes}", status=431)
         host = self._check_host(headers)
         origin = _only(headers, b"origin")
         if _only(headers, b"sec-fetch-site") == b"cross-site" or (origin is not None and _authority(origin) != host):

@@ -272,7 +272,7 @@ class Pool:
 
     def _forget(self, entry: _Entry, drain: float) -> None:
         entry.users -= 1
-        if entry.users > 0:
+        if entry.users != 0:  # others still route to it, or `close` has let go of it already
             return
         if self._entries.get(entry.replica.version.id) is entry:
             del self._entries[entry.replica.version.id]

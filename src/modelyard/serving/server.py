@@ -10,10 +10,12 @@ sockets and signals; it knows no routes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from modelyard.errors import ConflictError, InputError, InternalError, YardError
@@ -45,6 +47,7 @@ class Server:
         token: What clients must send as `Authorization: Bearer`; None on loopback needs none.
         hosts: More names that the Host header may carry on loopback.
         worker: How workers are run.
+        threads: Compute threads of each worker, over what `worker` says.
         limits: Bounds on what clients may make the server hold.
         interval: Seconds between looks at where the aliases stand.
         drain_timeout: Seconds that `stop` lets requests finish.
@@ -63,6 +66,7 @@ class Server:
         token: str | None = None,
         hosts: Sequence[str] = (),
         worker: WorkerOptions | None = None,
+        threads: int | None = None,
         limits: Limits | None = None,
         interval: float = 0.5,
         drain_timeout: float = 30.0,
@@ -74,7 +78,8 @@ class Server:
         self._references = list(dict.fromkeys(references))
         self._host, self._port, self._token = host, port, token
         self._hosts = loopback_hosts(hosts) if is_loopback(host) else frozenset(hosts) or None
-        self._worker = worker or WorkerOptions()
+        options = worker or WorkerOptions()
+        self._worker = options if threads is None else replace(options, threads=threads)
         self._limits = limits or Limits()
         self._interval = interval
         self._drain = drain_timeout
@@ -84,6 +89,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: uvicorn.Server | None = None
         self._ended: asyncio.Event | None = None
+        self._stopping = threading.Event()
         self.fleet: Fleet | None = None
 
     @property
@@ -111,11 +117,24 @@ class Server:
 
     def stop(self) -> None:
         """Stop taking requests, let those in work finish within the drain timeout, end the workers; repeatable."""
-        if self._thread is None or self._loop is None:
+        self._stopping.set()
+        if self._thread is None:
             return
-        if self._thread.is_alive() and self._ended is not None:
-            self._loop.call_soon_threadsafe(self._ended.set)
+        self._wake()
         self._thread.join()
+
+    def hurry(self) -> None:
+        """Make a `stop` that is draining in another thread cut off what is left."""
+        self._drain = 0.0
+        if self._http is not None:
+            self._http.force_exit = True
+
+    def _wake(self) -> None:
+        """Let the loop see `_stopping`; one that is not there yet looks by itself when it begins."""
+        if self._loop is not None and self._ended is not None:
+            # A loop that has ended in this moment has nothing to be told.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._ended.set)
 
     def alive(self) -> bool:
         """Whether the server's thread runs."""
@@ -161,7 +180,10 @@ class Server:
         from modelyard.serving.connections import protocol_class
         from modelyard.serving.router import build
 
-        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if self._stopping.is_set():
+            return
         fleet = Fleet(self._yard, versions, self._worker, address=self.url, interval=self._interval)
         self.fleet = fleet
         config = uvicorn.Config(
@@ -189,13 +211,15 @@ class Server:
                 await starting
                 self._started.set()
                 await asyncio.wait({http, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if http.done():
+                await http  # it was not asked to end: say why it did
         finally:
             ended.cancel()
             fleet.draining = True
             self._http.should_exit = True
             await asyncio.gather(http, return_exceptions=True)
             # Whoever was still answering has been cut off by now; workers only have to be ended.
-            await fleet.close(drain=1.0)
+            await fleet.close(drain=min(1.0, self._drain))
 
 
 def serve(
@@ -208,7 +232,7 @@ def serve(
     ready: Callable[[str], None] | None = None,
     **options: Any,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then drain and return. From the main thread.
+    """Serve until SIGINT or SIGTERM, then drain and return; a second signal cuts the draining short. From the main thread.
 
     Args:
         yard: Where references are resolved and files come from.
@@ -230,6 +254,8 @@ def serve(
     asked = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            server.hurry()
         asked.set()
 
     failed: list[YardError] = []
@@ -246,7 +272,10 @@ def serve(
         while server.alive() and not asked.wait(0.2):
             pass
     finally:
-        server.stop()
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        while stopping.is_alive():  # joined in turns, so that a second signal is heard
+            stopping.join(0.1)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -75,7 +75,7 @@ class Telemetry:
             self._queue.put(state["queued"], name)
             self._in_flight.put(state["in_flight"], name)
             self._ready.put(int(deployment.ready), name)
-            self._memory.put(state["memory"], name)
+            self._memory.put(state["memory_bytes"], name)
             self._loaded.put(1, name, state["ref"], state["version"])
             self._restarts.put(state["restarts"], name)
             for outcome, count in deployment.swaps.items():
