@@ -139,3 +139,17 @@ def test_raw_text_is_checked() -> None:
     for text in (3, "\ud800", "x" * (chat.MOST_BYTES + 1)):
         with pytest.raises(RequestError):
             chat.encode_text(make_tokenizer(), text)
+
+
+def test_a_control_token_that_only_the_normalizer_spells_is_refused() -> None:
+    """Look-alike characters that become a control token when normalized are refused; harmless ones are text."""
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = make_tokenizer.__wrapped__(TEMPLATE)  # a fresh one: the cached one is shared
+    look_alike = user("\uff1cstop\uff1e")  # full-width angle brackets
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    assert chat.render(tokenizer, look_alike)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<stop>", normalized=True)]})
+    with pytest.raises(RequestError, match="turns into the control token `<stop>`"):
+        chat.render(tokenizer, look_alike)
+    assert chat.render(tokenizer, user("stop"))

@@ -189,12 +189,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path, folder: Path) -> None:
 
 
 def test_options_are_checked(folder: Path) -> None:
-    """A wrong dtype comes with the near match; a base for what is no adapter is refused."""
+    """A wrong dtype comes with the near match, a wrong device is named, and a base for what is no adapter is refused."""
     with pytest.raises(RequestError, match="bfloat61") as caught:
         load(folder, dtype="bfloat61")
     assert caught.value.hint == "did you mean `bfloat16`?"
     with pytest.raises(RequestError, match="threads"):
         load(folder, threads=0)
+    with pytest.raises(RequestError, match="device"):
+        load(folder, device="gpu")
     with pytest.raises(ModelError, match="takes no base"):
         load(folder, base=folder)
 

@@ -67,17 +67,20 @@ def audit_tensors(label: str, model: Any, dtype: Any) -> None:
         elif tensor.is_floating_point() and tensor.numel():
             if tensor.dtype not in (dtype, torch.float32, torch.float64):
                 strange.append(f"{name}: {tensor.dtype}")
+                continue
             least, most = tensor.aminmax()  # a NaN anywhere is the least and the most
             # A mask's buffer may hold -inf on purpose; a parameter may not.
             if isinstance(tensor, torch.nn.Parameter) and not (least.isfinite() and most.isfinite()):
                 broken.append(name)
-    for what, names in (("are not loaded", absent), ("hold NaN or infinity", broken), (f"are not {dtype}", strange)):
+    diverged = "the checkpoint is damaged or was saved from a run that diverged; take an earlier one"
+    disturbed = "something else loaded a model in this process at the same time; load again, under `LOADING`"
+    for names, what, hint in (
+        (broken, "hold NaN or infinity", diverged),
+        (absent, "are not loaded", disturbed),
+        (strange, f"are not {dtype}", disturbed),
+    ):
         if names:
-            raise ModelError(
-                f"{label}: {len(names)} tensors {what}: {_show(names)}",
-                hint="the checkpoint is damaged or was saved from a run that diverged; take an earlier one",
-                tensors=names,
-            )
+            raise ModelError(f"{label}: {len(names)} tensors {what}: {_show(names)}", hint=hint, tensors=names)
 
 
 def audit_ties(label: str, model: Any) -> None:

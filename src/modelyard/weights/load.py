@@ -74,6 +74,7 @@ def load(
     """
     folder = Path(folder)
     _check_options(dtype, threads)
+    _check_device(device)
     if not folder.is_dir():
         raise ModelError(f"no folder `{folder}`", hint="give the path of a model's folder")
     adapter = _read_adapter(folder)
@@ -146,6 +147,17 @@ def _check_options(dtype: str, threads: int | None) -> None:
         raise RequestError(f"`dtype` is {dtype!r}", hint=hint, field="dtype")
     if threads is not None and threads < 1:
         raise RequestError(f"`threads` is {threads}", hint="a positive whole number", field="threads")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise RequestError(f"`device` is {device!r}", hint="`cpu`, `cuda` or `cuda:0`", field="device") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RequestError(f"`device` is {device!r}, and torch finds no GPU here", hint="use `cpu`", field="device")
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -30,42 +30,48 @@ class TextPieces:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._window: list[int] = []  # ids whose decoding is compared: some already out, then the pending ones
-        self._read = 0  # how many ids of the window are already out
-        self._held = 0  # characters of their text that are not out yet (only after a run of broken bytes)
+        self._window: list[int] = []  # the last ids: some already out, for context, then the pending ones
+        self._read = 0  # how many ids of the window are out
+        self._out = 0  # how many characters of the window's text are out
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is unfinished."""
         if token in self._special:
             return ""
         self._window.append(token)
-        before = len(self._decode(self._window[: self._read])) - self._held
-        text = self._decode(self._window)
-        pending = len(self._window) - self._read
+        text, end = self._decode(self._window), None
+        waited = len(self._window) - self._read > _PATIENCE
         if text.endswith(_BROKEN):
-            if pending <= _PATIENCE:
-                return ""
             # More bytes than any character has: all but the last three belong to no character and never will.
-            return self._take(text, before, len(text) - (_LONGEST_CHARACTER - 1), keep=_PATIENCE)
-        if len(text) <= before and pending <= _PATIENCE:
+            end = len(text) - (_LONGEST_CHARACTER - 1) if waited else None
+        elif len(text) > self._out or waited:
+            end = len(text)
+        if end is None:
             return ""
-        return self._take(text, before, len(text), keep=pending)
+        piece = text[self._out : end]
+        self._out, self._read = max(end, self._out), len(self._window)
+        self._forget(text)
+        return piece
 
     def flush(self) -> str:
         """What is left at the end: an unfinished character comes out as U+FFFD."""
-        before = len(self._decode(self._window[: self._read])) - self._held
-        piece = self._decode(self._window)[before:]
-        self._window, self._read, self._held = [], 0, 0
+        piece = self._decode(self._window)[self._out :]
+        self._window, self._read, self._out = [], 0, 0
         return piece
 
-    def _take(self, text: str, start: int, end: int, *, keep: int) -> str:
-        # The last few ids stay, so that the next ones are decoded in their context (a tokenizer that marks words by a
-        # leading space drops it at the start of what it decodes).
-        piece = text[start:end]
-        self._held = max(len(text) - end, 0)
-        self._window = self._window[-keep:]
+    def _forget(self, text: str) -> None:
+        """Shorten a long window, whose text is `text`.
+
+        A few ids stay, because a tokenizer that marks words by a leading space drops it at the start of what it decodes;
+        and they begin with a whole character, because one that falls back to bytes breaks the whole run otherwise.
+        """
+        if len(self._window) <= 2 * _PATIENCE:
+            return
+        held = len(text) - self._out
+        choices = [self._window[-keep:] for keep in range(_PATIENCE, _PATIENCE + _LONGEST_CHARACTER)]
+        self._window = next((ids for ids in choices if text.endswith(self._decode(ids))), choices[0])
         self._read = len(self._window)
-        return piece
+        self._out = len(self._decode(self._window)) - held
 
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:
