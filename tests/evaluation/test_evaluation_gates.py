@@ -26,6 +26,7 @@ def report(scores: list[int], model: str = CANDIDATE, **changes: Any) -> dict[st
         "format": "modelyard/report/1",
         "model": model,
         "dataset": DATASET,
+        "file": "test.jsonl",
         "data_digest": DATA,
         "task": {"name": "exact-match", "batch_size": 32},
         "n": len(scores),
@@ -166,7 +167,9 @@ def test_no_report_fails_and_names_the_command() -> None:
     """Without any report the gate fails and says what to run."""
     verdict = decide({"min": 0.5}, [])
     assert verdict.decision == "fail"
-    assert f"yard eval {CANDIDATE[:40]}" in verdict.reasons[0]
+    assert f"yard eval REPO@{CANDIDATE[:12]} --data DATA --task TASK" in verdict.reasons[0]
+    pinned = decide({"min": 0.5, "task": "label", "dataset": DATASET}, [])
+    assert f"--data datasets/REPO@{DATASET[:12]} --task label" in pinned.reasons[0]
 
 
 def test_a_report_of_another_version_is_stale() -> None:
@@ -190,7 +193,8 @@ def test_a_baseline_on_other_examples_is_stale() -> None:
     for reports in ([], [report([0] * 100, BASE, data_digest="f" * 64)], [report([0] * 100, OTHER)]):
         verdict = decide({"better_than": "base"}, [GOOD], reports)
         assert verdict.decision == "fail"
-        assert f"yard eval {BASE[:40]}" in verdict.reasons[0]
+        command = f"yard eval REPO@{BASE[:12]} --data datasets/REPO@{DATASET[:12]}:test.jsonl --task exact-match"
+        assert command in verdict.reasons[0]
 
 
 def broken(**changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ calls it has resolved the versions and fetched their reports.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -206,12 +207,18 @@ def _missing(rule: Gate, version: str, reports: Sequence[Mapping[str, Any]]) -> 
         reason += f"; stale evidence: reports of {', '.join(others)} say nothing about it"
     elif elsewhere and about:
         reason += f"; stale evidence: its {len(elsewhere)} report(s) are about something else"
-    reason += f"; run `{_command(version, rule.dataset, rule.task)}`"
+    reason += f"; run `{_command(rule, version)}`"
     return Check("evidence", "fail", reason, {"code": "stale_evidence" if others or elsewhere else "no_evidence"})
 
 
-def _command(version: str, dataset: str | None, task: str | None) -> str:
-    return f"yard eval {version[:40]} --data {dataset[:40] if dataset else 'DATASET'} --task {task or 'TASK'}"
+def _command(rule: Gate, version: str, report: ReadReport | None = None) -> str:
+    """What to run for the evidence that is missing; a version's repo is not known here, its digest is."""
+    task = report.task["name"] if report else rule.task or "TASK"
+    dataset = report.dataset if report else rule.dataset
+    data = f"datasets/REPO@{dataset[:12]}" if dataset else "DATA"
+    file = f":{report.file}" if report and report.file and dataset else ""
+    # The command is there to be pasted, and a report's file and task are other people's text.
+    return f"yard eval REPO@{version[:12]} --data {shlex.quote(data + file)} --task {shlex.quote(task)}"
 
 
 def _floor(rule: Gate, report: ReadReport) -> Check:
@@ -254,9 +261,9 @@ def _better(
             return _paired(rule, compare(other, report), baseline)
         except DataError as error:
             cause = error.message
-    run = _command(baseline, checked.dataset or None, checked.task["name"])
     code = "stale_evidence" if same else "no_evidence"
-    return Check("better_than", "fail", f"{cause}; run `{run}`", {"code": code, "baseline": baseline})
+    reason = f"{cause}; run `{_command(rule, baseline, checked)}`"
+    return Check("better_than", "fail", reason, {"code": code, "baseline": baseline})
 
 
 def _paired(rule: Gate, found: Comparison, baseline: str) -> Check:

@@ -26,6 +26,7 @@ class ReadReport:
     Attributes:
         model: Version id of what was evaluated; empty before the caller has filled it in.
         dataset: Version id of the data set; empty for a file that is in no yard.
+        file: The file of the data set that the examples came from; empty where it is not known.
         data_digest: Digest of the examples.
         task: Name and options of the task.
         metrics: Every metric, finite.
@@ -35,6 +36,7 @@ class ReadReport:
 
     model: str
     dataset: str
+    file: str
     data_digest: str
     task: dict[str, Any]
     metrics: dict[str, float]
@@ -81,6 +83,7 @@ def read(report: Mapping[str, Any]) -> ReadReport:
     return ReadReport(
         model=str(report.get("model") or ""),
         dataset=str(report.get("dataset") or ""),
+        file=str(report.get("file") or ""),
         data_digest=report["data_digest"],
         task=dict(task),
         metrics={str(name): float(value) for name, value in metrics.items()},
