@@ -125,6 +125,22 @@ class TestStore:
         assert read(store, third.blake3) == some_bytes(size, seed=1)
         assert len(list(store.digests("files"))) == 2
 
+    @pytest.mark.parametrize("size", [10, (8 << 20) + 1])
+    @pytest.mark.parametrize("knows", [True, False])
+    def test_a_recorded_sha256_changes_nothing_but_the_speed(
+        self, case: Case, size: int, knows: bool, tmp_path: Path
+    ) -> None:
+        """With `sha256_of`, whether it knows the file or not, the first, a second and a repairing import give all hashes."""
+        data = some_bytes(size)
+        (tmp_path / "original").write_bytes(data)
+        expected = expected_digests(data)
+        recorded = {expected.blake3: expected.sha256} if knows else {}
+        for _ in range(2):
+            assert case.store.import_file(tmp_path / "original", sha256_of=recorded.get) == expected
+        case.overwrite("files", expected.blake3, bytes(size))
+        assert case.store.import_file(tmp_path / "original", sha256_of=recorded.get) == expected
+        case.store.verify_file(expected.blake3)
+
     def test_importing_what_is_no_file_is_refused(self, store: Store, tmp_path: Path) -> None:
         """A missing path and a folder are typed errors that name the path."""
         with pytest.raises(NotFoundError, match="nowhere"):

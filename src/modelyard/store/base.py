@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from modelyard.digest import Digest, FileDigests
@@ -40,10 +40,11 @@ class Store(Protocol):
         """
         ...
 
-    def import_file(self, path: Path) -> FileDigests:
+    def import_file(self, path: Path, *, sha256_of: Callable[[Digest], str | None] | None = None) -> FileDigests:
         """Store a copy of the regular file at `path`; sharing its blocks where the disk can.
 
-        Bytes that are stored already are only read. `NotFoundError` when there is no such file, `InputError` when it is not
+        Bytes that are stored already are only read; `sha256_of`, asked for the SHA-256 that somebody recorded when they were
+        stored first, then spares most of the work. `NotFoundError` when there is no such file, `InputError` when it is not
         a regular one, or changed while it was read.
         """
         ...
