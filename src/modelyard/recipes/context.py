@@ -50,7 +50,7 @@ class Context:
         resources: Finds `package:NAME`.
         threads: Compute threads; None leaves the choice to each step.
         offline: Whether a hub may not be asked for anything.
-        phrases: Texts that must not occur in the base's own corpus, for the contamination check.
+        phrases: Texts that must not occur in the `train` rows or in the `base`'s own corpus, for the contamination check.
         progress: Told what happens.
         outputs: What the steps so far made, by step.
     """
@@ -62,7 +62,7 @@ class Context:
     resources: Resources = field(default_factory=NoResources)
     threads: int | None = None
     offline: bool = False
-    phrases: Sequence[str] = ()
+    phrases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     progress: Progress = ignore
     outputs: dict[str, Outputs] = field(default_factory=dict)
 

@@ -41,8 +41,9 @@ class Fingerprints:
             InputError: It cannot be read, or is no regular file.
         """
         try:
+            name = str(path.absolute())
             stamp = _stamp(path)
-            found = self._known.get(str(path))
+            found = self._known.get(name)
             if found is not None and found[:-1] == stamp:
                 return Digest(found[-1])
             started = time.time_ns()
@@ -51,7 +52,7 @@ class Fingerprints:
         except OSError as error:
             raise InputError(f"`{path}` cannot be read: {error.strerror}") from error
         if after == stamp and max(stamp[1], stamp[2]) < started - _SETTLED_NS:
-            self._known[str(path)] = [*stamp, str(digest)]
+            self._known[name] = [*stamp, str(digest)]
             self._changed = True
         return digest
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Rows", "Split", "described", "examples", "read", "recovered", "text_of_example", "text_of_row", "view"]
+__all__ = ["Rows", "Split", "described", "examples", "read", "recovered", "text_of_row", "view"]
 
 Split = Literal["train", "test"]
 
@@ -78,9 +78,3 @@ def text_of_row(row: Row) -> str:
     if row.messages is None:
         return row.text or ""
     return "\n".join(str(message["content"]) for message in row.messages if message["role"] != "system")
-
-
-def text_of_example(example: Example) -> str:
-    """An evaluation example as plain text without system messages: question and answer."""
-    said = [str(message["content"]) for message in example.messages if message["role"] != "system"]
-    return "\n".join([*said, example.expected])

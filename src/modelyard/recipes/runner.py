@@ -20,7 +20,7 @@ from modelyard.recipes.resources import NoResources, Resources
 from modelyard.recipes.steps import Step, steps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from modelyard.recipes.keys import Inputs
@@ -157,7 +157,7 @@ def run(
     resources: Resources | None = None,
     threads: int | None = None,
     offline: bool = False,
-    phrases: Sequence[str] = (),
+    phrases: Mapping[str, Sequence[str]] | None = None,
     until: str | None = None,
 ) -> RunResult:
     """Run a recipe; steps whose outcome is there already cost nothing.
@@ -171,7 +171,7 @@ def run(
         resources: Finds `package:NAME`.
         threads: Compute threads; None leaves the choice to each step.
         offline: Whether a hub may not be asked for anything.
-        phrases: Texts that must not occur in the base's own corpus, for the contamination check.
+        phrases: Texts that must not occur in the `train` rows or in the `base`'s own corpus, for the contamination check.
         until: Stop after this step; None runs all.
 
     Raises:
@@ -180,7 +180,9 @@ def run(
         NoSpaceError: The disk is full; what was there is untouched.
         YardError: Whatever stopped a step.
     """
-    context = Context(recipe, yard, workspace, runs, resources or NoResources(), threads, offline, phrases, progress)
+    context = Context(
+        recipe, yard, workspace, runs, resources or NoResources(), threads, offline, phrases or {}, progress
+    )
     started = time.monotonic()
     results = []
     with hold(runs / "locks" / f"{context.label}.lock", f"the recipe `{recipe.name}` of `{recipe.repo}`"):
@@ -205,10 +207,10 @@ def plan(
     runs: Path,
     resources: Resources | None = None,
     offline: bool = False,
-    phrases: Sequence[str] = (),
+    phrases: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """What `run` would do with the same arguments, without doing it."""
-    context = Context(recipe, yard, workspace, runs, resources or NoResources(), offline=offline, phrases=phrases)
+    context = Context(recipe, yard, workspace, runs, resources or NoResources(), offline=offline, phrases=phrases or {})
     found = make_plan(context)
     context.fingerprints.save()
     return found

@@ -312,7 +312,7 @@ class _Checker:
             text = f"{error.message}; {error.hint}" if error.hint else error.message
             self.problems.append(Problem("evaluate.task", text, self._document.line(("evaluate", "task"))))
             return None
-        return self._section("evaluate", type(plain), options)
+        return self._section("evaluate", type(plain), {**options, "name": plain.name})
 
 
 def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:

@@ -85,10 +85,12 @@ def _beside(folder: Path) -> str:
 
 def check_base(files: Files, kind: str | None) -> None:
     """Refuse files that are no model with `ModelError`; `kind` is the version's, where they are one."""
+    from modelyard.weights.checks import check_weights
     from modelyard.weights.inspect import inspect
 
     if kind == "adapter":
         raise ModelError(f"`{files.label}` is an adapter, not a base", hint="merge it first: yard merge REFERENCE")
+    check_weights(files)
     found = inspect(files)
     if found.kind != "model":
         what = "an adapter" if found.kind == "adapter" else "not a model"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modelyard.digest import digest_json
 from modelyard.recipes import rows
 from modelyard.recipes.keys import Inputs, installed
 from modelyard.recipes.sources import PackageSource, parse_base
@@ -36,8 +37,9 @@ class Preflight(Step):
             1,
             config={
                 "train": deciding(recipe.train),
+                "corpus": source.name if isinstance(source := parse_base(recipe.base), PackageSource) else None,
                 "data": {split: rows.view(recipe.data, split) for split in splits},
-                "phrases": list(context.phrases),
+                "phrases": {where: str(digest_json(list(texts))) for where, texts in context.phrases.items()},
             },
             inputs={"base": context.output("base")["version"]}
             | {f"data.{split}": str(entry.blake3) for split, entry in files.items() if entry is not None},
@@ -68,11 +70,12 @@ class Preflight(Step):
         from modelyard.evaluation import contamination
 
         texts = [rows.text_of_row(row) for row in test_rows]
-        found = {"train": contamination.check(texts, (rows.text_of_row(row) for row in train_rows)).to_dict()}
+        learned = (rows.text_of_row(row) for row in train_rows)
+        found = {"train": contamination.check(texts, learned, phrases=context.phrases.get("train", ())).to_dict()}
         source = parse_base(context.recipe.base)
         if isinstance(source, PackageSource):
             corpus = context.resources.corpora(source.name)
-            found["base"] = contamination.check(texts, corpus, phrases=context.phrases).to_dict()
+            found["base"] = contamination.check(texts, corpus, phrases=context.phrases.get("base", ())).to_dict()
         for where, result in found.items():
             if result["contaminated"]:
                 what = "the training data" if where == "train" else "the base's own corpus"

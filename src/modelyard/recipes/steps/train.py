@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import NotFoundError
+from modelyard.errors import NotFoundError, YardError
 from modelyard.recipes import rows
 from modelyard.recipes.context import Context, Outputs, made
 from modelyard.recipes.keys import Inputs, installed
@@ -52,6 +52,7 @@ class Train(Step):
             1,
             config={
                 "repo": context.recipe.repo,
+                "the base's name": context.version("base").repo,
                 "train": deciding(context.recipe.train),
                 "data": {"train": rows.view(context.recipe.data, "train")},
             },
@@ -70,8 +71,8 @@ class Train(Step):
             if done is None:
                 result = self._train(context, workdir)
                 done = self._commit(context, inputs, result)
-                figures = {"steps": result.steps, "seconds": result.seconds, "loss": result.loss}
-                figures |= {"resumed_from": result.resumed_from, "curve": _curve(result.log)}
+                figures: dict[str, Any] = {"steps": result.steps, "seconds": result.seconds, "loss": result.loss}
+                figures |= {"resumed_from": result.resumed_from, "curve": _curve(result.log), "metrics": result.metrics}
             else:
                 figures = {"loss": float(done.metadata["loss"]), "steps": int(done.metadata["steps"])}
             shutil.rmtree(workdir, ignore_errors=True)
@@ -86,11 +87,20 @@ class Train(Step):
             config = config.model_copy(update={"threads": context.threads})
 
         def listen(state: Mapping[str, Any]) -> None:
-            context.report(self.name, *_progress(state))
+            said = f"step {state['step']} of {state['steps']}, loss {state['loss']:.3f}"
+            context.report(self.name, state["step"] / state["steps"], said)
 
         file = context.folder(context.version("data")) / context.output("data")["train"]
         train_rows = rows.read(file, recipe.data, "train")
-        return train(context.folder(context.version("base")), train_rows, config, workdir, progress=listen)
+        base = context.version("base")
+        try:
+            return train(context.folder(base), train_rows, config, workdir, progress=listen, base_name=base.repo)
+        except YardError as error:
+            if error.code != "interrupted":
+                raise
+            # Training turned the signal into an error to save its state first; to the caller it is Ctrl-C as ever.
+            context.note(self.name, error.message, error.hint)
+            raise KeyboardInterrupt(error.message) from error
 
     def _commit(self, context: Context, inputs: Inputs, result: TrainResult) -> Version:
         base, data = context.version("base"), context.version("data")
@@ -126,19 +136,9 @@ def _committed(context: Context, key: Digest) -> Version | None:
     return next((version for version in versions if version.inputs == key and version.kind == "adapter"), None)
 
 
-def _progress(state: Mapping[str, Any]) -> tuple[float | None, str]:
-    """Fraction and words of what training reports."""
-    step, total = state.get("step"), state.get("steps") or state.get("total") or state.get("max_steps")
-    said = [f"step {step}" + (f" of {total}" if total else "")] if step is not None else []
-    if isinstance(loss := state.get("loss"), int | float):
-        said.append(f"loss {loss:.3f}")
-    fraction = step / total if isinstance(step, int) and isinstance(total, int) and total else None
-    return fraction, ", ".join(said) or str(state.get("message", "training"))
-
-
 def _curve(log: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """The loss by step, thinned out to at most `_CURVE_POINTS` points, the last kept."""
-    points = [[entry["step"], float(entry["loss"])] for entry in log if "loss" in entry and "step" in entry]
+    points = [[entry["step"], float(entry["loss"])] for entry in log]
     if len(points) <= _CURVE_POINTS:
         return points
     stride = -(-len(points) // (_CURVE_POINTS - 1))
