@@ -146,6 +146,14 @@ def test_better_but_not_significant_needs_more() -> None:
     assert again.decision == "pass"
 
 
+def test_a_tiny_difference_needs_very_many_more() -> None:
+    """One example of difference among two thousand is answered at once, with a number that says it is hopeless."""
+    base, candidate = [1] * 1000 + [0] * 1001, [0] * 1000 + [1] * 1001
+    verdict = decide({"better_than": "base"}, [report(candidate)], [report(base, BASE)])
+    assert verdict.decision == "more"
+    assert verdict.further > 10_000_000
+
+
 def test_a_failed_floor_is_not_saved_by_needing_more() -> None:
     """`fail` outweighs `more`."""
     gate = {"min": 0.99, "better_than": "base"}

@@ -40,7 +40,7 @@ def test_mcnemar_is_symmetric_and_a_probability(b: int, c: int) -> None:
     assert 0 <= mcnemar_exact(b, c) <= 1
 
 
-@pytest.mark.parametrize(("b", "c"), [(4600, 4400), (20_000, 21_000), (5000, 0), (3000, 2900)])
+@pytest.mark.parametrize(("b", "c"), [(4600, 4400), (20_000, 21_000), (5000, 0), (3000, 2900), (2_000_000, 1_996_000)])
 def test_mcnemar_in_logarithms_agrees_with_scipy(b: int, c: int) -> None:
     """Beyond the limit of whole numbers the p-value still equals scipy's."""
     assert mcnemar_exact(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-8, abs=1e-300)

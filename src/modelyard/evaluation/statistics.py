@@ -83,11 +83,15 @@ def mcnemar_exact(b: int, c: int) -> float:
             term = term * (trials - k + 1) // k
             total += term
         return total / (1 << (trials - 1))  # division of whole numbers rounds once, and correctly
-    top = math.lgamma(trials + 1)
-    logs = [top - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(fewer + 1)]
-    return min(
-        1.0, math.exp(logs[-1] + math.log(math.fsum(math.exp(x - logs[-1]) for x in logs)) - (trials - 1) * math.log(2))
-    )
+    # The largest term in logarithms, the smaller ones by their ratio to it until they no longer count.
+    largest = math.lgamma(trials + 1) - math.lgamma(fewer + 1) - math.lgamma(trials - fewer + 1)
+    total_ratio = ratio = 1.0
+    for k in range(fewer, 0, -1):
+        ratio *= k / (trials - k + 1)
+        total_ratio += ratio
+        if ratio < total_ratio * 1e-17:
+            break
+    return min(1.0, math.exp(largest + math.log(total_ratio) - (trials - 1) * math.log(2)))
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
