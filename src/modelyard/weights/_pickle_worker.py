@@ -1,11 +1,12 @@
-"""Turns one pickled checkpoint into one safetensors file, in a process of its own.
+"""Turns pickled checkpoints into safetensors files, in a process of its own.
 
-Started by `convert` as `python -I _pickle_worker.py REQUEST`, never imported: it stands alone, so that an unpickling gone
-wrong meets nothing but this file, torch and safetensors. It limits itself before it opens anything: memory, processor time,
+Started by `convert` as `python -I _pickle_worker.py REQUEST`, and not imported by it: it stands alone, so that an unpickling
+gone wrong meets nothing but this file, torch and safetensors. It limits itself before it opens anything: memory, processor time,
 file size, and no network where the kernel lets it. Only tensors are unpickled (`weights_only`).
 
-REQUEST is a JSON file with `source`, `target`, `result` (paths), `tied`, `memory`, `seconds` and `file_size`; the outcome is
-written to `result` as JSON: `tensors`, `dropped`, `copied`, `isolated`, or `error` and `message`.
+REQUEST is a JSON file with `jobs` (pairs of source and target path), `result` (a path), `tied`, `memory`, `seconds` and
+`file_size`; the outcome is written to `result` as JSON: `isolated`, and `made`, an object with `tensors`, `dropped` and `copied`
+for each job that was done. Where one fails, `error` and `message` are there too, and the rest are not tried.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
 def main(request_path: str) -> int:
-    """Do what the request says; 0 when `result` holds tensors, 1 when it holds an error."""
+    """Do what the request says; 0 when all jobs were done, 1 when `result` holds an error."""
     request = json.loads(Path(request_path).read_text("utf-8"))
+    outcome: dict[str, Any] = {"isolated": False, "made": []}
     try:
-        isolated = isolate(request)
-        outcome = convert(request) | {"isolated": isolated}
+        outcome["isolated"] = isolate(request)
+        for source, target in request["jobs"]:
+            outcome["made"].append(convert(source, target, tied=request["tied"]))
     except Exception as error:  # noqa: BLE001  # the parent tells the kinds apart
-        outcome = {"error": type(error).__name__, "message": str(error)[:2000]}
+        outcome |= {"error": type(error).__name__, "message": str(error)[:2000]}
     Path(request["result"]).write_text(json.dumps(outcome), "utf-8")
     return 1 if "error" in outcome else 0
 
@@ -51,24 +54,23 @@ def isolate(request: dict[str, Any]) -> bool:
     return unshare is not None and (unshare(_NEW_NET) == 0 or unshare(_NEW_USER | _NEW_NET) == 0)
 
 
-def convert(request: dict[str, Any]) -> dict[str, Any]:
+def convert(source: str, target: str, *, tied: bool) -> dict[str, Any]:
     """Unpickle the tensors, give each memory of its own, and write them."""
     import torch
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
-    loaded = read(request["source"])
-    tensors, dropped = select(loaded)
+    tensors, dropped = select(read(source))
     if not tensors:
         raise ValueError("it holds no tensors")
-    tied = tied_heads(tensors) if request["tied"] else []
-    for name in tied:
+    heads = tied_heads(tensors) if tied else []
+    for name in heads:
         del tensors[name]
     owned, copied = separate(tensors)
-    save_file(owned, request["target"], metadata={"format": "pt"})
-    with Path(request["target"]).open("rb") as written:
+    save_file(owned, target, metadata={"format": "pt"})
+    with Path(target).open("rb") as written:
         os.fsync(written.fileno())
-    return {"tensors": sorted(owned), "dropped": sorted(dropped + tied), "copied": copied}
+    return {"tensors": sorted(owned), "dropped": sorted(dropped + heads), "copied": copied}
 
 
 def read(source: str) -> Any:

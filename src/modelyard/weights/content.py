@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Content", "identify", "identify_bytes", "refuse_content"]
 
-Content = Literal["empty", "lfs-pointer", "html", "pickle", "archive", "gguf", "other"]
+Content = Literal["empty", "safetensors", "lfs-pointer", "html", "pickle", "archive", "gguf", "other"]
 
 HEAD = 4096
 _ARCHIVES = (
@@ -65,6 +65,9 @@ def identify_bytes(head: bytes) -> Content:
     """What a file is that begins with `head` (its first 4096 bytes, or all of it)."""
     if not head:
         return "empty"
+    # First of all: the length of a safetensors header may begin like a pickle does (640 is 80 02).
+    if head[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     for content, starts in _STARTS.items():
         if head.startswith(starts):
             return content
@@ -76,7 +79,7 @@ def identify_bytes(head: bytes) -> Content:
 
 
 def refuse_content(content: Content, label: str) -> None:
-    """Raise the error that names what `label` is instead of weights; nothing for `other`, `empty` and `gguf`.
+    """Raise the error that names what `label` is instead of weights; nothing for what is none of these.
 
     Raises:
         PickleError: It is a pickle, which runs code when it is loaded.

@@ -71,8 +71,8 @@ def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int 
     Args:
         source: A folder with `pytorch_model.bin`, its shards and index, or `adapter_model.bin`.
         out: A folder that does not exist yet.
-        seconds: How long unpickling one file may take, in processor time and on the clock.
-        memory: Address space for it in bytes; None is 8 GiB plus four times the file.
+        seconds: How long unpickling may take in all, in processor time and on the clock.
+        memory: Address space for it in bytes; None is 8 GiB plus four times the largest file.
 
     Raises:
         PickleError: A pickle needs code to be loaded (`pickle_code`), or is compressed or padded (`pickle_bomb`).
@@ -96,11 +96,8 @@ def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int 
     made = Conversion(converted=targets)
     tied = "config.json" in names and read_json(files, "config.json").get("tie_word_embeddings") is True
     with fresh_folder(out) as folder:
-        for name, target in targets.items():
-            outcome = _run_worker(files, name, folder / target, tied=tied, seconds=seconds, memory=memory)
-            made.dropped += outcome["dropped"]
-            made.copied += outcome["copied"]
-            made.isolated &= outcome["isolated"]
+        if targets:
+            made.isolated = _unpickle(files, targets, folder, made, _Limits(seconds, memory, tied=tied))
         for name in names:
             if name in safe or (
                 name not in pickles and (is_carried(name) or name in {"README.md", "adapter_config.json"})
@@ -154,26 +151,43 @@ def _safe_name(name: str) -> str:
     return f"model-{shard[1]}.safetensors" if shard else "model.safetensors"
 
 
-def _run_worker(
-    files: Files, name: str, target: Path, *, tied: bool, seconds: int, memory: int | None
-) -> dict[str, Any]:
-    source, label = files.path(name), f"{files.label}/{show_name(name)}"
-    size = source.stat().st_size
-    _refuse_bomb(source, size, label)
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as scratch:
+@dataclass(frozen=True)
+class _Limits:
+    """What the converting process may use, and whether the model's embeddings are tied."""
+
+    seconds: int
+    memory: int | None
+    tied: bool
+
+
+def _unpickle(files: Files, targets: dict[str, str], folder: Path, made: Conversion, limits: _Limits) -> bool:
+    """Convert every file in one process; whether it had no network."""
+    sizes = {name: files.size(name) for name in targets}
+    for name, size in sizes.items():
+        _refuse_bomb(files.path(name), size, f"{files.label}/{show_name(name)}")
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=folder) as scratch:
         request, result = Path(scratch, "request.json"), Path(scratch, "result.json")
-        limits = {"memory": memory or (8 << 30) + 4 * size, "seconds": seconds, "file_size": 4 * size + (64 << 20)}
-        paths = {"source": str(source), "target": str(target.absolute()), "result": str(result.absolute())}
-        request.write_text(json.dumps({**paths, **limits, "tied": tied}), "utf-8")
-        complaint = _start(request, seconds, label)
+        asked = {
+            "jobs": [(str(files.path(name)), str((folder / target).absolute())) for name, target in targets.items()],
+            "result": str(result.absolute()),
+            "tied": limits.tied,
+            "seconds": limits.seconds,
+            "memory": limits.memory or (8 << 30) + 4 * max(sizes.values()),
+            "file_size": 4 * max(sizes.values()) + (64 << 20),
+        }
+        request.write_text(json.dumps(asked), "utf-8")
+        complaint = _start(request, limits.seconds, files.label)
         outcome = _read_outcome(result)
     if outcome is None:
-        _fail(label, f"the converting process ended without a result{complaint}")
-    if "error" in outcome:
-        _explain(label, outcome)
-    if sorted(read_header(target).tensors) != outcome.get("tensors"):
-        _fail(label, "what was written is not what the converting process said")
-    return outcome
+        _fail(files.label, f"the converting process ended without a result{complaint}")
+    for (name, target), done in zip(targets.items(), outcome["made"], strict=False):
+        if sorted(read_header(folder / target).tensors) != done["tensors"]:
+            _fail(f"{files.label}/{show_name(name)}", "what was written is not what the converting process said")
+        made.dropped += map(str, done["dropped"])
+        made.copied += map(str, done["copied"])
+    if len(outcome["made"]) < len(targets):
+        _explain(f"{files.label}/{show_name(list(targets)[len(outcome['made'])])}", outcome)
+    return bool(outcome["isolated"])
 
 
 def _start(request: Path, seconds: int, label: str) -> str:
@@ -211,12 +225,12 @@ def _read_outcome(result: Path) -> dict[str, Any] | None:
         outcome = json.loads(result.read_text("utf-8"))
     except ValueError:
         return None  # it was cut off while writing: the caller says so
-    kinds = {"tensors": list, "dropped": list, "copied": list, "isolated": bool}
-    if isinstance(outcome, dict) and (
-        "error" in outcome or all(isinstance(outcome.get(k), t) for k, t in kinds.items())
-    ):
-        return outcome
-    return None
+    kinds = {"tensors": list, "dropped": list, "copied": list}
+    made = outcome.get("made") if isinstance(outcome, dict) else None
+    sound = isinstance(made, list) and all(
+        isinstance(done, dict) and all(isinstance(done.get(key), kind) for key, kind in kinds.items()) for done in made
+    )
+    return outcome if sound else None
 
 
 def _refuse_bomb(source: Path, size: int, label: str) -> None:
@@ -236,14 +250,14 @@ def _refuse_bomb(source: Path, size: int, label: str) -> None:
 
 
 def _explain(label: str, outcome: dict[str, Any]) -> NoReturn:
-    said = show_name(str(outcome.get("message", "")).splitlines()[0] if outcome.get("message") else "")
-    if outcome["error"] == "UnpicklingError":
+    said = show_name((str(outcome.get("message")).splitlines() or [""])[0])
+    if outcome.get("error") == "UnpicklingError":
         raise PickleError(
             f"`{label}` needs code of its own to be loaded, so it was not ({said})",
             code="pickle_code",
             hint="ask its author for safetensors",
         )
-    _fail(label, f"{show_name(str(outcome['error']))}: {said}")
+    _fail(label, f"{show_name(str(outcome.get('error')))}: {said}")
 
 
 def _fail(label: str, what: str) -> NoReturn:

@@ -170,9 +170,9 @@ def _header_length(start: bytes, size: int, label: str, limits: Limits) -> int:
     if len(start) < 8:
         _refuse(label, "header_too_small", f"it has {size} bytes, too few for a header")
     length = int.from_bytes(start[:8], "little")
+    # A failed download or a renamed pickle is said by its name, not by what its first bytes mean as a length.
+    refuse_content(identify_bytes(start), label)
     if length > limits.header:
-        # What a failed download or a renamed pickle looks like here, said by its name.
-        refuse_content(identify_bytes(start), label)
         _refuse(label, "header_too_large", f"it claims a header of {length} bytes, more than {limits.header}")
     if length > size - 8:
         _refuse(label, "truncated", f"it claims a header of {length} bytes, and only {size - 8} follow")
