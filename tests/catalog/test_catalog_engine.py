@@ -71,10 +71,15 @@ def test_a_full_disk_is_typed_and_reads_go_on(catalog: Catalog) -> None:
     """When SQLite runs out of space the write is undone, the error is NoSpaceError, and reading works."""
     with catalog.write(author="a", at=NOW) as tx:
         repos.ensure(tx, "model", "t/kept")
-    with pytest.raises(NoSpaceError), catalog.write(author="a", at=NOW) as tx:
-        tx.connection.execute(text("PRAGMA max_page_count = 1"))
-        for number in range(2000):
-            repos.ensure(tx, "model", f"t/{'x' * 80}{number}")
+
+    def fill() -> None:
+        with catalog.write(author="a", at=NOW) as tx:
+            tx.connection.execute(text("PRAGMA max_page_count = 1"))
+            for number in range(2000):
+                repos.ensure(tx, "model", f"t/{'x' * 80}{number}")
+
+    with pytest.raises(NoSpaceError):
+        fill()
     with catalog.read() as connection:
         assert repos.names(connection) == [("model", "t/kept")]
 

@@ -150,19 +150,29 @@ def test_numbers_count_without_gaps(catalog: Catalog) -> None:
     with write(catalog) as tx:
         a, b = repos.ensure(tx, "model", "t/a"), repos.ensure(tx, "dataset", "t/a")
         assert [repos.next_number(tx, a.id), repos.next_number(tx, a.id), repos.next_number(tx, b.id)] == [1, 2, 1]
-    with pytest.raises(RuntimeError, match="stop"), write(catalog) as tx:
-        assert repos.next_number(tx, a.id) == 3
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with write(catalog) as tx:
+            assert repos.next_number(tx, a.id) == 3
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     with write(catalog) as tx:
         assert repos.next_number(tx, a.id) == 3
 
 
 def test_a_transaction_that_raises_leaves_nothing(catalog: Catalog) -> None:
     """A change, its audit row and its outbox row exist together or not at all."""
-    with pytest.raises(RuntimeError, match="stop"), write(catalog) as tx:
-        repo = repos.ensure(tx, "model", "t/a")
-        tx.record("commit", repo=repo.key, ref="main", version=digest(1))
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with write(catalog) as tx:
+            repo = repos.ensure(tx, "model", "t/a")
+            tx.record("commit", repo=repo.key, ref="main", version=digest(1))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     with catalog.read() as connection:
         assert repos.names(connection) == []
         assert audit.entries(connection) == []

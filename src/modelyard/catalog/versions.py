@@ -31,6 +31,7 @@ __all__ = [
     "latest",
     "load",
     "parents",
+    "recorded_sha256",
     "save",
     "set_deleted",
 ]
@@ -151,6 +152,12 @@ def by_prefix(connection: Connection, repo_id: int, prefix: str) -> list[int]:
         versions.c.repo_id == repo_id, versions.c.id >= prefix, versions.c.id < prefix + "g"
     )
     return list(connection.execute(query.order_by(versions.c.number).limit(20)).scalars())
+
+
+def recorded_sha256(connection: Connection, blake3: str) -> str | None:
+    """The SHA-256 that was recorded for a file's bytes when they were first committed, or None."""
+    query = select(version_files.c.sha256).where(version_files.c.blake3 == blake3).limit(1)
+    return connection.execute(query).scalar_one_or_none()
 
 
 def by_digest(connection: Connection, digests: Iterable[str]) -> list[int]:

@@ -135,10 +135,15 @@ def _head(connection: Connection, request: _Request) -> VersionRecord | None:
 
 def _store(context: Context, files: Files, names: Iterable[str], beat: Callable[[], None]) -> tuple[FileEntry, ...]:
     """Import every file; the lease shows that it lives while that takes long."""
+
+    def recorded(digest: Digest) -> str | None:
+        with context.catalog.read() as connection:
+            return versions.recorded_sha256(connection, digest)
+
     entries = []
     last = time.monotonic()
     for name in names:
-        digests = context.store.import_file(files.path(name))
+        digests = context.store.import_file(files.path(name), sha256_of=recorded)
         entries.append(FileEntry(name, digests.size, digests.blake3, digests.sha256, digests.git_blob))
         if time.monotonic() - last > _BEAT_SECONDS:
             beat()
