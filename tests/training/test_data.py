@@ -37,7 +37,12 @@ def refused(path: Path, **options: Any) -> DataError:
     ("row", "name", "prompt", "answer"),
     [
         ({"messages": CHAT}, "messages", "hello", "hi"),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "conversations", "q", "a"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            "conversations",
+            "q",
+            "a",
+        ),
         ({"instruction": "add", "input": "1 2", "output": "3"}, "alpaca", "add\n\n1 2", "3"),
         ({"instruction": "add", "input": "", "output": "3"}, "alpaca", "add", "3"),
         ({"instruction": "sum", "context": "1 2", "response": "3"}, "alpaca", "sum\n\n1 2", "3"),
@@ -77,7 +82,9 @@ def test_same_rows_from_every_file_format(tmp_path: Path) -> None:
     line_json = jsonl(tmp_path, *data)
     table = [["prompt", "completion"], *([row["prompt"], row["completion"]] for row in data)]
     delimited = {
-        mark: mark.join(table[0]) + "\n" + "".join(f'{a}{mark}"{b.replace(chr(34), chr(34) * 2)}"\r\n' for a, b in table[1:])
+        mark: mark.join(table[0])
+        + "\n"
+        + "".join(f'{a}{mark}"{b.replace(chr(34), chr(34) * 2)}"\r\n' for a, b in table[1:])
         for mark in (",", "\t")
     }
     pq.write_table(pa.Table.from_pylist(data), tmp_path / "d.parquet")
@@ -120,7 +127,9 @@ def test_system_message(tmp_path: Path) -> None:
 
 def test_optional_columns_vary_by_row(tmp_path: Path) -> None:
     """An optional column that only some JSONL rows have is used where it is."""
-    rows = load_rows(jsonl(tmp_path, {"instruction": "a", "output": "x"}, {"instruction": "a", "input": "b", "output": "x"}))
+    rows = load_rows(
+        jsonl(tmp_path, {"instruction": "a", "output": "x"}, {"instruction": "a", "input": "b", "output": "x"})
+    )
     assert [example.prompt for example in rows] == ["a", "a\n\nb"]
 
 
@@ -177,8 +186,16 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, messa
         ({"messages": [CHAT[0], {"role": "assistant", "content": None}]}, "content` is null", "messages[1].content"),
         ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}, "tool_calls` is not read", "messages[1]"),
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, "weight` is 2; it is 0 or 1", "messages[1]"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]}, "only text parts", "messages[0].content"),
-        ({"conversations": [{"from": "bot", "value": "a"}]}, "`conversations.0..from` is 'bot'", "conversations[0].from"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]},
+            "only text parts",
+            "messages[0].content",
+        ),
+        (
+            {"conversations": [{"from": "bot", "value": "a"}]},
+            "`conversations.0..from` is 'bot'",
+            "conversations[0].from",
+        ),
         ({"prompt": "a", "completion": None}, "`completion` is null", "completion"),
         ({"prompt": "a", "completion": " \n"}, "`completion` is empty", "completion"),
         ({"prompt": "a", "completion": 7}, "`completion` is 7, not text", "completion"),
@@ -198,7 +215,9 @@ def test_later_row_without_the_column(tmp_path: Path) -> None:
     """A column that vanishes later is named with the row's line, what is there, and the near match."""
     path = write(tmp_path / "a.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": "a", "completions": "b"}\n')
     error = refused(path)
-    assert error.message == "a.jsonl:3: no column `completion`; did you mean `completions`? Found: `prompt`, `completions`"
+    assert (
+        error.message == "a.jsonl:3: no column `completion`; did you mean `completions`? Found: `prompt`, `completions`"
+    )
 
 
 def test_given_format_and_columns_are_checked(tmp_path: Path) -> None:
@@ -215,7 +234,10 @@ def test_given_format_and_columns_are_checked(tmp_path: Path) -> None:
 def test_a_row_may_not_be_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line above the limit is refused before it is parsed."""
     monkeypatch.setattr(files, "MAX_ROW_BYTES", 1 << 10)
-    assert "line 2 is longer" in refused(write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "' + "x" * 2000 + '"}\n')).message
+    assert (
+        "line 2 is longer"
+        in refused(write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "' + "x" * 2000 + '"}\n')).message
+    )
 
 
 def test_csv_row_is_its_first_line(tmp_path: Path) -> None:
@@ -236,7 +258,9 @@ def test_long_csv_field(tmp_path: Path) -> None:
 
 def test_weight_zero_is_kept(tmp_path: Path) -> None:
     """An assistant message of weight 0 keeps it; the weight 1 that is the default is left out."""
-    rows = load_rows(jsonl(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "weight": 0}, CHAT[0], {**CHAT[1], "weight": 1}]}))
+    rows = load_rows(
+        jsonl(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "weight": 0}, CHAT[0], {**CHAT[1], "weight": 1}]})
+    )
     assert rows.examples[0].messages == [CHAT[0], {**CHAT[1], "weight": 0}, CHAT[0], CHAT[1]]
 
 

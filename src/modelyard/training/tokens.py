@@ -164,12 +164,14 @@ def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
 
 def _add(encoded: Encoded, row: EncodedRow, *, stops: Sequence[int], limit: int | None) -> None:
     """Cut a row to the limit and sort it into the lists that it belongs to."""
-    index, ids, trained = row.index, row.ids, row.trained
+    # Nothing learns from what follows the last trained token, such as the line end after a turn.
+    end = int(np.flatnonzero(row.trained)[-1]) + 1 if row.trained.any() else len(row.ids)
+    index, ids, trained = row.index, row.ids[:end], row.trained[:end]
     if limit is not None and len(ids) > limit:
         encoded.truncated.append(index)
         encoded.cut_tokens += len(ids) - limit
         ids, trained = ids[:limit], trained[:limit]
-        row = EncodedRow(index, ids, trained)
+    row = EncodedRow(index, ids, trained)
     if row.trained_count() == 0:
         encoded.empty.append(index)
         return
