@@ -22,14 +22,14 @@ def one_by_one(chunks: list[bytes]) -> HashingReader:
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 4 * CHUNK, 4 * CHUNK + 1, 24 * CHUNK + 5])
 def test_hashes_are_those_of_the_plain_reader(size: int) -> None:
-    """With and without its thread, at the border and beyond what may wait, the hashes are those of one pass on one core."""
+    """With and without threads, at the border and beyond what may wait, the hashes are those of one pass on one core."""
     data = random.Random(size).randbytes(size)
     chunks = [data[at : at + CHUNK] for at in range(0, size, CHUNK)]
     assert hash_chunks(chunks) == one_by_one([data]).digests()
 
 
-def test_the_thread_ends_when_the_source_fails() -> None:
-    """An exception in the middle of a large stream leaves no thread behind."""
+def test_the_threads_end_when_the_source_fails() -> None:
+    """An exception in the middle of a large stream leaves no threads behind."""
 
     def fail() -> None:
         with Hashing() as hashing:

@@ -1,8 +1,8 @@
-"""All hashes of a stream in one pass, on two cores.
+"""All hashes of a stream in one pass, beside the disk.
 
-SHA-256 takes several times as long as BLAKE3 and everything else that is done to a chunk together, so for anything large it
-runs in a thread of its own beside the disk. The result is that of `modelyard.digest.HashingReader`. Knows chunks of bytes; does not know
-where they come from or go.
+Of the processor time that a gigabyte took on a small machine, 0.8 s were SHA-256, 0.4 s BLAKE3 and 0.7 s a plain copy, so for anything
+large each hash runs in a thread of its own. The result is that of `modelyard.digest.HashingReader`. Knows chunks of bytes;
+does not know where they come from or go.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import blake3
 from modelyard.digest import GIT_BLOB_LIMIT, Digest, FileDigests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
 __all__ = ["CHUNK", "Hashing", "gather", "hash_chunks"]
@@ -28,11 +28,11 @@ CHUNK = 1 << 20
 _ALONE = 4 << 20
 """Below this many bytes a thread costs more than it saves."""
 _AHEAD = 16
-"""Chunks that may wait for SHA-256; bounds the memory."""
+"""Chunks that may wait for a hash; bounds the memory."""
 
 
 class Hashing:
-    """Hashes what `update` is given; leave the `with` block to end its thread.
+    """Hashes what `update` is given; leave the `with` block to end its threads.
 
     >>> with Hashing() as hashing:
     ...     hashing.update(b"some ")
@@ -47,8 +47,7 @@ class Hashing:
         self._sha256 = hashlib.sha256()
         self._small = bytearray()
         self._size = 0
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
-        self._thread: threading.Thread | None = None
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
         return self
@@ -63,14 +62,14 @@ class Hashing:
         self._size += len(chunk)
         if self._size <= GIT_BLOB_LIMIT:
             self._small += chunk
-        if self._thread is None and self._size > _ALONE:
-            self._thread = threading.Thread(target=self._work, name="sha256", daemon=True)
-            self._thread.start()
-        if self._thread is None:
-            self._sha256.update(chunk)
+        if not self._workers and self._size > _ALONE:
+            self._workers = [_Worker(self._sha256.update), _Worker(self._blake3.update)]
+        if self._workers:
+            for worker in self._workers:
+                worker.give(chunk)
         else:
-            self._waiting.put(chunk)
-        self._blake3.update(chunk)
+            self._sha256.update(chunk)
+            self._blake3.update(chunk)
 
     def digests(self) -> FileDigests:
         """The hashes of everything so far; nothing may follow."""
@@ -81,14 +80,30 @@ class Hashing:
         return FileDigests(self._size, Digest(self._blake3.hexdigest()), self._sha256.hexdigest(), git)
 
     def _finish(self) -> None:
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join()
-            self._thread = None
+        for worker in self._workers:
+            worker.finish()
+        self._workers = []
 
-    def _work(self) -> None:
+
+class _Worker:
+    """Does `work` on chunk after chunk in a thread."""
+
+    def __init__(self, work: Callable[[bytes], object]) -> None:
+        self._work = work
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
+        self._thread.start()
+
+    def give(self, chunk: bytes) -> None:
+        self._waiting.put(chunk)
+
+    def finish(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
         while (chunk := self._waiting.get()) is not None:
-            self._sha256.update(chunk)
+            self._work(chunk)
 
 
 def hash_chunks(chunks: Iterable[bytes]) -> FileDigests:
