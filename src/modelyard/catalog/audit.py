@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import CTE, Connection, select
 
 from modelyard.catalog.schema import audit, repos
 
@@ -28,12 +28,31 @@ class AuditRecord:
 
 
 def entries(
-    connection: Connection, *, repo_id: int | None = None, limit: int | None = None, before: int | None = None
+    connection: Connection,
+    *,
+    repo_id: int | None = None,
+    ref: str | None = None,
+    line: CTE | None = None,
+    limit: int | None = None,
+    before: int | None = None,
 ) -> list[AuditRecord]:
-    """Changes, the newest first: of one repo or of all, with sequence numbers below `before`, at most `limit`."""
+    """Changes, the newest first, with sequence numbers below `before`, at most `limit`.
+
+    Args:
+        connection: A transaction.
+        repo_id: Of this repo only.
+        ref: Of this name only.
+        line: Of versions in this `versions.ancestry` only.
+        limit: At most so many.
+        before: Only those with smaller sequence numbers.
+    """
     query = select(audit, repos.c.type, repos.c.name).outerjoin(repos, repos.c.id == audit.c.repo_id)
     if repo_id is not None:
         query = query.where(audit.c.repo_id == repo_id)
+    if ref is not None:
+        query = query.where(audit.c.ref == ref)
+    if line is not None:
+        query = query.where(audit.c.version_id.in_(select(line.c.id)))
     if before is not None:
         query = query.where(audit.c.seq < before)
     query = query.order_by(audit.c.seq.desc())

@@ -100,7 +100,7 @@ def summaries(
     counted = (
         select(
             chosen.c.id,
-            func.count(versions.c.seq).label("versions"),
+            func.count(versions.c.number).label("versions"),
             func.max(versions.c.number).label("latest"),
             func.coalesce(func.sum(versions.c.size), 0).label("bytes"),
             func.coalesce(func.max(versions.c.created_at), chosen.c.created_at).label("updated_at"),

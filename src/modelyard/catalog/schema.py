@@ -8,6 +8,7 @@ not know what a tensor, a manifest's bytes or a folder is.
 from __future__ import annotations
 
 from sqlalchemy import (
+    TEXT,
     BigInteger,
     CheckConstraint,
     Column,
@@ -20,7 +21,6 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
 )
-from sqlalchemy.dialects.postgresql import TEXT
 
 __all__ = ["TEXT_C", "metadata"]
 
@@ -72,6 +72,8 @@ versions = Table(
     Column("metadata", TEXT_C, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("deleted", Integer, nullable=False),
+    # Covers the sums of a listing of repos.
+    Index(None, "repo_id", "deleted", "number", "size", "created_at"),
     UniqueConstraint("repo_id", "number"),
     UniqueConstraint("repo_id", "id"),
     Index(None, "id"),

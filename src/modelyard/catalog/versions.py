@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import CTE, Connection, Row, Select, insert, select, update
 
 from modelyard.catalog.repos import RepoRecord
 from modelyard.catalog.schema import lineage, repos, version_files, versions
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from modelyard.catalog.transaction import Transaction
 
 __all__ = [
-    "Ancestor",
     "FileRecord",
     "VersionRecord",
+    "ancestry",
     "by_digest",
     "by_number",
     "by_prefix",
@@ -29,8 +29,9 @@ __all__ = [
     "in_repo",
     "is_deleted",
     "latest",
+    "living_ancestor",
     "load",
-    "parents",
+    "numbers",
     "recorded_sha256",
     "save",
     "set_deleted",
@@ -69,16 +70,6 @@ class VersionRecord:
     deleted: bool
     files: tuple[FileRecord, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ancestor:
-    """A version as a step of a walk along parents."""
-
-    seq: int
-    number: int
-    parent: str | None
-    deleted: bool
 
 
 def save(
@@ -151,7 +142,8 @@ def by_prefix(connection: Connection, repo_id: int, prefix: str) -> list[int]:
     query = select(versions.c.seq).where(
         versions.c.repo_id == repo_id, versions.c.id >= prefix, versions.c.id < prefix + "g"
     )
-    return list(connection.execute(query.order_by(versions.c.number).limit(20)).scalars())
+    # Sorted here: SQLite would walk the whole repo in the order of an ORDER BY instead.
+    return sorted(connection.execute(query.limit(20)).scalars())
 
 
 def recorded_sha256(connection: Connection, blake3: str) -> str | None:
@@ -253,8 +245,31 @@ def children(connection: Connection, digests: Iterable[str], *, deleted: bool = 
     return sorted(found)
 
 
-def parents(connection: Connection, repo_id: int) -> dict[str, Ancestor]:
-    """Every version of a repo by digest, with what a walk along its branches needs."""
-    columns = (versions.c.id, versions.c.seq, versions.c.number, versions.c.parent, versions.c.deleted)
-    rows = connection.execute(select(*columns).where(versions.c.repo_id == repo_id))
-    return {row.id: Ancestor(row.seq, row.number, row.parent, bool(row.deleted)) for row in rows}
+def numbers(connection: Connection, repo_id: int, digests: Iterable[str]) -> dict[str, int]:
+    """The numbers of a repo's versions by digest, deleted ones included; unknown digests are left out."""
+    wanted = sorted(set(digests))
+    found: dict[str, int] = {}
+    for start in range(0, len(wanted), _CHUNK):
+        query = select(versions.c.id, versions.c.number).where(versions.c.repo_id == repo_id)
+        rows = connection.execute(query.where(versions.c.id.in_(wanted[start : start + _CHUNK])))
+        found.update((row.id, row.number) for row in rows)
+    return found
+
+
+def ancestry(repo_id: int, digest: str) -> CTE:
+    """A query (with one column, `id`) for a version and its parents, back to the first commit of its branch."""
+    columns = select(versions.c.id, versions.c.parent).where(versions.c.repo_id == repo_id)
+    line = columns.where(versions.c.id == digest).cte("line", recursive=True)
+    # A union of distinct rows ends even if rows somehow formed a cycle.
+    return line.union(columns.where(versions.c.id == line.c.parent))
+
+
+def living_ancestor(connection: Connection, repo_id: int, digest: str | None) -> int | None:
+    """The `seq` of the nearest version on the way from `digest` to its first parent that is not deleted."""
+    columns = (versions.c.seq, versions.c.parent, versions.c.deleted)
+    while digest is not None:
+        row = connection.execute(select(*columns).where(versions.c.repo_id == repo_id, versions.c.id == digest)).first()
+        if row is None or not row.deleted:
+            return row.seq if row else None
+        digest = row.parent
+    return None

@@ -71,10 +71,10 @@ def _delete_version(tx: Transaction, record: VersionRecord, *, force: bool) -> D
         )
     moved = {}
     for ref in refs.names_of(tx.connection, record.seq):
-        heir = _living_ancestor(tx.connection, record) if ref.type == "branch" else None
+        heir = versions.living_ancestor(tx.connection, record.repo.id, record.parent) if ref.type == "branch" else None
         if heir is not None:
-            refs.point(tx, record.repo.id, ref.name, ref.type, heir.seq)
-            moved[ref.name] = heir.id
+            refs.point(tx, record.repo.id, ref.name, ref.type, heir)
+            moved[ref.name] = versions.load(tx.connection, [heir])[0].id
         else:
             refs.remove(tx, record.repo.id, ref.name)
             moved[ref.name] = ""
@@ -103,17 +103,6 @@ def _holders(connection: Connection, record: VersionRecord) -> list[str]:
         if not child.deleted
     ]
     return [*named, *returning, *deployed, *(f"made from it: `{name}`" for name in names)]
-
-
-def _living_ancestor(connection: Connection, record: VersionRecord) -> VersionRecord | None:
-    """The nearest parent that is not deleted: where a branch goes when its head is deleted."""
-    known = versions.parents(connection, record.repo.id)
-    at = record.parent
-    while at is not None and at in known:
-        if not known[at].deleted:
-            return versions.load(connection, [known[at].seq])[0]
-        at = known[at].parent
-    return None
 
 
 def undelete(context: Context, reference: str | Version) -> Version:

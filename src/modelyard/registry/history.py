@@ -11,11 +11,10 @@ from modelyard.registry.reference import Reference
 from modelyard.registry.resolve import find_record, find_repo
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import CTE, Connection
 
     from modelyard.catalog.audit import AuditRecord
     from modelyard.catalog.repos import RepoRecord
-    from modelyard.catalog.versions import Ancestor
     from modelyard.registry.context import Context
 
 __all__ = ["log"]
@@ -27,43 +26,20 @@ def log(context: Context, reference: str | Version, *, limit: int | None, before
     parsed = Reference.parse(text)
     with context.catalog.read() as connection:
         repo = find_repo(connection, parsed)
-        numbers = versions.parents(connection, repo.id)
-        if "@" not in text:
-            found = audit.entries(connection, repo_id=repo.id, limit=limit, before=before)
-        else:
-            found = _about(connection, repo, parsed, limit=limit, before=before)
-    names = _names(repo, numbers)
+        ref, line = _scope(connection, repo, parsed) if "@" in text else (None, None)
+        found = audit.entries(connection, repo_id=repo.id, ref=ref, line=line, limit=limit, before=before)
+        digests = {digest for record in found for digest in (record.version_id, record.previous_id) if digest}
+        numbers = versions.numbers(connection, repo.id, digests)
+    names = {digest: f"{parsed.repo_text}@v{number}" for digest, number in numbers.items()}
     return [_entry(record, names) for record in found]
 
 
-def _about(
-    connection: Connection, repo: RepoRecord, reference: Reference, *, limit: int | None, before: int | None
-) -> list[AuditRecord]:
-    """Changes of one ref, or of a version and those before it on its branch."""
+def _scope(connection: Connection, repo: RepoRecord, reference: Reference) -> tuple[str | None, CTE | None]:
+    """What a REV asks for: the moves of one tag or alias, or a version with those before it on its branch."""
     ref = refs.find(connection, repo.id, reference.rev)
-    everything = audit.entries(connection, repo_id=repo.id, before=before)
     if ref is not None and ref.type != "branch":
-        kept = [record for record in everything if record.ref == ref.name]
-    else:
-        line = _ancestry(connection, repo, find_record(connection, repo, reference).id)
-        kept = [record for record in everything if record.version_id in line]
-    return kept if limit is None else kept[:limit]
-
-
-def _ancestry(connection: Connection, repo: RepoRecord, digest: str) -> set[str]:
-    """A version and its parents, back to the first commit of the branch."""
-    known = versions.parents(connection, repo.id)
-    line: set[str] = set()
-    at: str | None = digest
-    while at is not None and at not in line:
-        line.add(at)
-        at = known[at].parent if at in known else None
-    return line
-
-
-def _names(repo: RepoRecord, numbers: dict[str, Ancestor]) -> dict[str, str]:
-    prefix = "datasets/" if repo.type == "dataset" else ""
-    return {digest: f"{prefix}{repo.name}@v{found.number}" for digest, found in numbers.items()}
+        return ref.name, None
+    return None, versions.ancestry(repo.id, find_record(connection, repo, reference).id)
 
 
 def _entry(record: AuditRecord, names: dict[str, str]) -> LogEntry:

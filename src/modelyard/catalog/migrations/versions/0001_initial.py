@@ -66,6 +66,12 @@ def _names() -> None:
         sa.UniqueConstraint("repo_id", "number", name=op.f("uq_versions_repo_id_number")),
     )
     op.create_index(op.f("ix_versions_id"), "versions", ["id"], unique=False)
+    op.create_index(
+        op.f("ix_versions_repo_id_deleted_number_size_created_at"),
+        "versions",
+        ["repo_id", "deleted", "number", "size", "created_at"],
+        unique=False,
+    )
     op.create_table(
         "version_files",
         sa.Column("version_seq", sa.BigInteger(), nullable=False),
