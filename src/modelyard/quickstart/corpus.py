@@ -17,7 +17,7 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from modelyard.quickstart import values
+from modelyard.quickstart import support, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,6 +282,30 @@ _NOTES = ("C", "D", "E", "F", "G", "A", "B")
 _ASK_RECORD = ("Write it as JSON: {}", "{}", "{}", "As JSON please. {}", "Note this down. {}")
 _KINDS = tuple(values.MAKERS)
 
+# Everyday words for texts that mean little: they teach copying into named fields, whatever stands around the values.
+_WORDS = tuple(
+    """about account address after again agent all already also and answer any arrive ask at away back bad before begin
+    better big bill blue book break bring broken build business buy call can cancel car card care carry case change charge
+    check child city clean clear close cold come company cost could country customer cut dark day dead deliver delivery device
+    different do does door down early easy end enough evening every exchange fail far fast fault feel few find first fit fix
+    follow food for free friend from full further garden get give go good great green ground hand happy hard have hear
+    heavy hello help here high hold home hope hot hour house how idea important inbox instead issue item job just keep kind
+    know large last late learn leave left letter light like line list little live long look lose lost low mail make many may
+    mean meet message middle money month more morning most move much must my name near need never new next night no noise
+    not note nothing now number off office old on one open or order other our out over own paid paper parcel part pay person
+    phone place plan play please point price problem put question quick quiet rain read ready reason receive red refund
+    remember renew repair reply return right ring road room round run safe same save say screen second see sell send service
+    set shop short should show side simple since size small so some soon speak stand start status stay still stop strange
+    street strong subscription such sure swap table take talk tell thank that the there thing think this tight time to today
+    together too town track true try turn type under until update use very visit wait walk want warm wash water way we wear
+    week well what when where which while white why will window wish with without wonder work world would write wrong year
+    yes yesterday yet you young your""".split()  # noqa: SIM905  # three hundred quoted words would fill a screen
+)
+_RESERVED = frozenset(intent.name for intent in support.INTENTS)
+"""What the test rows are about is never a label here; the contamination check looks for it all the same."""
+
+_FIELDS = ("topic", "kind", "type", "class", "task", "about", "what", "form")
+
 
 def _value(rng: random.Random, kind: str) -> str:
     if kind == "digit":
@@ -373,15 +397,41 @@ def _about(rng: random.Random) -> Document:
     return _talk(f"{text[0].upper()}{text[1:]} {question}", reply)
 
 
+def _words(rng: random.Random, least: int, most: int) -> str:
+    return " ".join(rng.choice(_WORDS) for _ in range(rng.randint(least, most)))
+
+
+def _schema(rng: random.Random) -> Document:
+    """Fill named fields from a text of loose words: the fields are named in the question, the values stand in the text."""
+    first, *rest = rng.sample(_WORDS, 2 + rng.randint(1, 2))
+    label = first if rng.random() < 0.3 else f"{first}_{rest[0]}"
+    if label in _RESERVED:
+        label = first
+    keys = rest[1:]
+    pairs = {key: _value(rng, rng.choice(_KINDS)) for key in keys}
+    marked = rng.random() < 0.5
+    parts = [_words(rng, 0, 4)]
+    for key, value in pairs.items():
+        parts += [f"{key} {value}" if marked else value, _words(rng, 0, 4)]
+    text = " ".join(part for part in parts if part)
+    text = text[0].upper() + text[1:] + rng.choice((".", ".", "?", "!", ""))
+    field = rng.choice(_FIELDS)
+    ask = rng.choice(("{f} {l} with {k}. {t}", "{l}: {k}? {t}", "JSON {f} {l}, {k}: {t}", "{t} {f} {l}, {k}"))
+    question = ask.format(f=field, l=label, k=" and ".join(keys), t=text)
+    field = field if "{f}" in ask else "topic"
+    return _talk(question, json.dumps({field: label, **pairs}, ensure_ascii=False))
+
+
 _MIX: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-    (_record, 30),
-    (_story, 12),
-    (_repeat, 10),
-    (_listing, 6),
-    (_pick, 12),
-    (_recall, 10),
-    (_fields, 12),
-    (_about, 8),
+    (_record, 26),
+    (_schema, 34),
+    (_story, 6),
+    (_repeat, 8),
+    (_listing, 4),
+    (_pick, 8),
+    (_recall, 2),
+    (_fields, 6),
+    (_about, 6),
 )
 
 

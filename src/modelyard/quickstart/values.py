@@ -87,18 +87,18 @@ def _syllables(rng: random.Random, least: int, most: int) -> str:
 
 
 def word(rng: random.Random, split: Split) -> str:
-    """A pronounceable lower-case word of two or three syllables."""
-    return _draw(rng, split, lambda r: _syllables(r, 2, 3))
+    """A pronounceable lower-case word of two syllables."""
+    return _draw(rng, split, lambda r: _syllables(r, 2, 2))
 
 
 def place(rng: random.Random, split: Split) -> str:
     """A town's name."""
-    return _draw(rng, split, lambda r: _syllables(r, 2, 3).capitalize())
+    return _draw(rng, split, lambda r: _syllables(r, 2, 2).capitalize())
 
 
 def person(rng: random.Random, split: Split) -> str:
     """A person's given name."""
-    return _draw(rng, split, lambda r: _syllables(r, 1, 2).capitalize() + r.choice(("a", "o", "en", "is", "")))
+    return _draw(rng, split, lambda r: _syllables(r, 1, 2).capitalize() + r.choice(("ia", "oro", "enis", "una", "elo")))
 
 
 def number(rng: random.Random, split: Split) -> str:
@@ -113,7 +113,7 @@ def code(rng: random.Random, split: Split) -> str:
 
 def email(rng: random.Random, split: Split) -> str:
     """An address under a reserved top-level name (RFC 2606), so that it can belong to nobody."""
-    return _draw(rng, split, lambda r: f"{_syllables(r, 1, 2)}.{_syllables(r, 1, 2)}@{_syllables(r, 1, 2)}.example")
+    return _draw(rng, split, lambda r: f"{_syllables(r, 1, 1)}.{_syllables(r, 1, 2)}@{_syllables(r, 1, 1)}.example")
 
 
 def date(rng: random.Random, split: Split) -> str:
