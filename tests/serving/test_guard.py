@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
-from serving_helpers import CommitWord, Serve, ask, deployment_of, wait_until
 
 from modelyard.serving import Limits, Server
 from modelyard.serving.deployments import Fleet
@@ -20,13 +19,12 @@ from modelyard.serving.guard import PUBLIC
 from modelyard.serving.replicas import WorkerOptions
 from modelyard.serving.router import routes
 from modelyard.serving.telemetry import Telemetry
+from serving.helpers import CommitWord, Serve, ask, deployment_of, get, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelyard.registry import Yard
-
-pytest_plugins = ("serving_fixtures",)
 
 TOKEN = "a-token-of-enough-characters"
 QUICK = Limits(head_seconds=0.6, body_seconds=0.6)
@@ -73,7 +71,7 @@ def test_every_route_wants_the_token(commit_word: CommitWord, yard: Yard, serve:
     wrong = ["", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer", TOKEN]
     found = [*every_route(yard), ("GET", "/made-up"), ("POST", "/v1/made-up"), ("GET", "//health"), ("GET", "/health/")]
     assert {path for _, path in found} >= {"/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions"}
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, verify=False) as client:
         for (method, path), authorization in itertools.product(found, wrong):
             headers = {"authorization": authorization, "content-type": "application/json"}
             response = client.request(method, path, headers=headers)
@@ -91,8 +89,8 @@ def test_public_routes_tell_strangers_nothing(commit_word: CommitWord, serve: Se
     """Without the token /ready says whether, not what; with it, everything."""
     commit_word("alpha")
     server = serve("team/bot", token=TOKEN)
-    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
-    authorized = httpx.get(f"{server.url}/ready", headers={"authorization": f"bearer {TOKEN}"}).json()
+    assert get(server, "/ready").json() == {"status": "ready"}
+    authorized = get(server, "/ready", headers={"authorization": f"bearer {TOKEN}"}).json()
     assert authorized["deployments"][0]["ref"] == "team/bot@v1"
 
 
@@ -131,10 +129,10 @@ def test_other_sites_pages_are_refused(commit_word: CommitWord, serve: Serve) ->
     commit_word("alpha")
     server = serve("team/bot")
     for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
-        response = httpx.get(f"{server.url}/v1/models", headers=headers)
+        response = get(server, "/v1/models", headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_site")
         assert "access-control-allow-origin" not in response.headers
-    assert httpx.get(f"{server.url}/v1/models", headers={"origin": server.url}).status_code == 200
+    assert get(server, "/v1/models", headers={"origin": server.url}).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
@@ -184,7 +182,7 @@ def test_slow_clients_are_closed(commit_word: CommitWord, serve: Serve, pieces: 
     send(server, *pieces, pause=0.1 if len(pieces) > 2 else 0.0, wait=7.0)
     # The dripping clients notice only at their next write; uvicorn's own keep-alive may come first with 5 s.
     assert time.monotonic() - began < 7.0
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert get(server, "/health").status_code == 200
 
 
 def test_stalled_body_is_408(commit_word: CommitWord, serve: Serve) -> None:
@@ -202,11 +200,11 @@ def test_connections_are_bounded(commit_word: CommitWord, serve: Serve) -> None:
     idle = [socket.create_connection(address) for _ in range(20)]
     time.sleep(0.3)
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{server.url}/health")
+        get(server, "/health")
 
     def answered() -> bool:
         try:
-            return httpx.get(f"{server.url}/health").status_code == 200
+            return get(server, "/health").status_code == 200
         except httpx.TransportError:
             return False
 

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
-from serving_helpers import FAKE, CommitWord, Serve, ask, deployment_of, wait_until
 
 from modelyard.errors import AuthError, BusyError, ConflictError, InputError, ModelError, NotFoundError
 from modelyard.serving import Server, read_status, sources
+from serving.helpers import FAKE, CommitWord, Serve, ask, deployment_of, get, wait_until
 
 if TYPE_CHECKING:
     from modelyard.registry import Yard
-
-pytest_plugins = ("serving_fixtures",)
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -78,8 +76,8 @@ def test_names_of_a_model(commit_word: CommitWord, serve: Serve) -> None:
     for name in ("team/bot@main", "team/bot", "team/bot@v1", f"team/bot@{version.id}", version.id[:8], version.id):
         response = ask(server, model=name)
         assert (response.status_code, response.json()["model"]) == (200, name)
-        assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
-    assert [m["id"] for m in httpx.get(f"{server.url}/v1/models").json()["data"]] == ["team/bot@main"]
+        assert get(server, f"/v1/models/{name}").json()["id"] == name
+    assert [m["id"] for m in get(server, "/v1/models").json()["data"]] == ["team/bot@main"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_two_references_share_a_worker(commit_word: CommitWord, yard: Yard, serv
     """Two names of one version are served by one process."""
     yard.tag(commit_word("alpha"), "stable")
     server = serve("team/bot", "team/bot@stable")
-    first, second = httpx.get(f"{server.url}/ready").json()["deployments"]
+    first, second = get(server, "/ready").json()["deployments"]
     assert first["pid"] == second["pid"] is not None
     assert ask(server).status_code == 200
 
@@ -231,9 +229,9 @@ def test_metrics_have_fixed_labels(commit_word: CommitWord, serve: Serve) -> Non
     server = serve("team/bot")
     ask(server)
     ask(server, model="made/up")
-    httpx.get(f"{server.url}/made-up")
-    httpx.get(f"{server.url}/v1/models/made/up")
-    text = httpx.get(f"{server.url}/metrics").text
+    get(server, "/made-up")
+    get(server, "/v1/models/made/up")
+    text = get(server, "/metrics").text
     for line in (
         'modelyard_requests_total{route="/v1/chat/completions",status="200"} 1',
         'modelyard_requests_total{route="/v1/chat/completions",status="404"} 1',
@@ -260,18 +258,18 @@ def test_health_answers_while_a_model_loads(commit_word: CommitWord, yard: Yard)
 
     def health() -> bool:
         try:
-            return httpx.get(f"{server.url}/health").status_code == 200
+            return get(server, "/health").status_code == 200
         except httpx.TransportError:
             return False
 
     try:
         wait_until(health)
-        assert httpx.get(f"{server.url}/ready").status_code == 503
+        assert get(server, "/ready").status_code == 503
         refused = ask(server)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "worker_unavailable")
         assert "retry-after" in refused.headers
         starting.join()
-        assert httpx.get(f"{server.url}/ready").status_code == 200
+        assert get(server, "/ready").status_code == 200
     finally:
         starting.join()
         server.stop()
@@ -358,10 +356,10 @@ SERVE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-import serving_fixtures, serving_helpers
+from serving.helpers import FAKE, open_yard
 from modelyard.serving import serve
-yard = serving_fixtures.open_yard(Path(sys.argv[1])).open()
-serve(yard, ["team/bot"], port=0, worker=serving_helpers.FAKE, ready=lambda url: print(url, flush=True))
+yard = open_yard(Path(sys.argv[1])).open()
+serve(yard, ["team/bot"], port=0, worker=FAKE, ready=lambda url: print(url, flush=True))
 print("done", flush=True)
 """
 
@@ -370,7 +368,7 @@ print("done", flush=True)
 def test_serve_ends_at_a_signal(commit_word: CommitWord, tmp_path: Path, signals: int) -> None:
     """SIGTERM lets a request in work finish and `serve` return; a second one cuts it off; no worker is left."""
     commit_word("alpha")
-    command = [sys.executable, "-c", SERVE, str(tmp_path / "yard"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "yard"), str(Path(__file__).parent.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
-from serving_helpers import FAKE, wait_until, write_model
 
 from modelyard.errors import InternalError, ModelError, RequestError, YardError
 from modelyard.serving import protocol
+from serving.helpers import FAKE, wait_until, write_model
 
 MESSAGES = [
     protocol.Load(folder="/f", base="/b", threads=2),

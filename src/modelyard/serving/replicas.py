@@ -26,6 +26,8 @@ __all__ = ["Pool", "Replica", "WorkerOptions"]
 
 logger = logging.getLogger(__name__)
 
+State = Literal["starting", "ready", "restarting", "stopping"]
+
 _LONGEST_DELAY = 30.0
 _DEFAULT_SLOTS = 8
 
@@ -72,12 +74,19 @@ class Replica:
         self.version = version
         self.options = options
         self.admission = Admission(options.slots or _DEFAULT_SLOTS, options.queue)
-        self.state: Literal["starting", "ready", "restarting", "stopping"] = "starting"
+        self._state: State = "starting"
         self.error: YardError | None = None
         self.restarts = 0
         self.process: WorkerProcess | None = None
         self._prepare = prepare
         self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life; a worker that has just died is not ready, before its supervisor has noticed."""
+        if self._state == "ready" and (self.process is None or self.process.gone.is_set()):
+            return "restarting"
+        return self._state
 
     async def start(self) -> None:
         """Prepare the files, check the memory, start the worker and probe it; raises why it is not served."""
@@ -120,7 +129,7 @@ class Replica:
 
     async def stop(self) -> None:
         """End the worker now; requests it still has end with an error."""
-        self.state = "stopping"
+        self._state = "stopping"
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -128,7 +137,7 @@ class Replica:
             await self.process.stop()
 
     def _check_ready(self) -> WorkerProcess:
-        if self.state != "ready" or self.process is None or self.process.gone.is_set():
+        if self.state != "ready" or self.process is None:
             raise BusyError(
                 f"the worker of `{self.version.name}` is {self.state}",
                 hint="try again in a moment",
@@ -147,7 +156,7 @@ class Replica:
             raise
         self.process = process
         self.admission.slots = options.slots or process.ready.slots or _DEFAULT_SLOTS
-        self.state, self.error = "ready", None
+        self._state, self.error = "ready", None
         return process
 
     async def _probe(self, process: WorkerProcess) -> None:
@@ -178,7 +187,7 @@ class Replica:
         delay = self.options.restart_delay
         while True:
             await self._watch(process)
-            self.state, self.error = "restarting", process.failure
+            self._state, self.error = "restarting", process.failure
             logger.warning("worker of %s ended: %s", self.version.name, self.error)
             await process.stop(grace=0)
             while True:

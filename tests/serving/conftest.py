@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_helpers import FAKE, CommitWord, Serve, write_model
 
-from modelyard.catalog import Catalog
 from modelyard.registry import Version, Yard
 from modelyard.serving import Server
 from modelyard.store import LocalStore
+from serving.helpers import FAKE, CommitWord, Serve, open_yard, write_model
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +29,6 @@ def yard(tmp_path: Path, empty_yard: Path) -> Yard:
     """A yard of the test's own."""
     shutil.copytree(empty_yard, tmp_path / "yard")
     return open_yard(tmp_path / "yard").open()
-
-
-def open_yard(folder: Path) -> Yard:
-    """The yard in a folder, its catalog not yet looked at."""
-    store = LocalStore(folder).open()
-    return Yard(store, Catalog(f"sqlite:///{folder / 'catalog.db'}"), links=folder / "links")
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 
-from modelyard.registry import Version
+from modelyard.catalog import Catalog
+from modelyard.registry import Version, Yard
 from modelyard.serving import Server, WorkerOptions
+from modelyard.store import LocalStore
 
 FAKE = WorkerOptions(
     command=(sys.executable, str(Path(__file__).parent / "fake_worker.py")),
@@ -40,6 +42,12 @@ def write_model(folder: Path, word: str) -> Path:
     return folder
 
 
+def open_yard(folder: Path) -> Yard:
+    """The yard in a folder, its catalog not yet looked at."""
+    store = LocalStore(folder).open()
+    return Yard(store, Catalog(f"sqlite:///{folder / 'catalog.db'}"), links=folder / "links")
+
+
 def wait_until(what: Callable[[], bool], seconds: float = 10.0) -> None:
     """Poll until `what` is true; fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -48,13 +56,18 @@ def wait_until(what: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def get(server: Server, path: str, **options: Any) -> httpx.Response:
+    """GET a path; without loading certificates, which takes httpx longer than the request."""
+    return httpx.get(f"{server.url}{path}", verify=False, timeout=10, **options)
+
+
 def deployment_of(server: Server) -> dict[str, Any]:
     """The state of the first deployment, as `/ready` shows it."""
-    state: dict[str, Any] = httpx.get(f"{server.url}/ready", timeout=10).json()["deployments"][0]
+    state: dict[str, Any] = get(server, "/ready").json()["deployments"][0]
     return state
 
 
 def ask(server: Server, prompt: str = "hello there", **fields: Any) -> httpx.Response:
     """One chat request; `fields` are added to its body."""
     body = {"model": "team/bot", "messages": [{"role": "user", "content": prompt}], "max_tokens": 4, **fields}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20, verify=False)
