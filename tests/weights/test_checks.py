@@ -112,7 +112,13 @@ def test_pickle_is_found_by_content(folder: Path, name: str, data: bytes) -> Non
     (folder / name).write_bytes(data)
     error = refusal(folder)
     assert isinstance(error, PickleError)
-    assert str(error.hint).endswith(f"yard convert {folder} --to OUT")
+    assert str(error.hint).endswith(f"yard convert {folder} --to ./OUT")
+
+
+@pytest.mark.parametrize("data", [b"cos\nsystem\n(S'true'\ntR.", b"cos\nsystem\n)R.", b"(S'true'\nios\nsystem\n."])
+def test_shortest_attacks_are_pickles(data: bytes) -> None:
+    """The few bytes that call a function when unpickled are recognised."""
+    assert identify_bytes(data) == "pickle"
 
 
 def test_pickled_numpy_array_is_a_pickle(tmp_path: Path) -> None:
@@ -135,6 +141,8 @@ def test_pickled_numpy_array_is_a_pickle(tmp_path: Path) -> None:
         b"c++ notes\n",
         b"]",
         b"})",
+        b"(...)",
+        b"cat\ncar\ncup\ncab\ncan\ncow\ncot\ncub\n" * 9,
     ],
 )
 def test_ordinary_text_is_no_pickle(text: bytes) -> None:
@@ -159,6 +167,15 @@ def test_what_is_no_model_file(folder: Path, name: str, data: bytes, code: str) 
     error = refusal(folder)
     assert error.code == code
     assert name in error.message
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.ckpt"])
+def test_safetensors_under_another_name(folder: Path, name: str) -> None:
+    """Sound weights that no loader would look at under their name are refused, with the name they should have."""
+    (folder / name).write_bytes((folder / "model-00001-of-00002.safetensors").read_bytes())
+    error = refusal(folder)
+    assert error.code == "wrong_name"
+    assert str(error.hint).endswith(".safetensors")
 
 
 @pytest.mark.parametrize(

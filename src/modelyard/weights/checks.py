@@ -45,12 +45,18 @@ def check_weights(files: Files) -> None:
         if content == "pickle":
             raise PickleError(
                 f"`{label}` is a pickle, which can run any code when it is loaded",
-                hint=f"convert it in isolation: yard convert {files.label} --to OUT",
+                hint=f"convert it in isolation: yard convert {_as_path(files.label)} --to ./OUT",
             )
         if content in {"lfs-pointer", "archive"} or (content == "html" and name.endswith((".safetensors", ".json"))):
             refuse_content(content, label)
         if name.endswith(".safetensors"):
             headers[name] = read_header(files.path(name))
+        elif content == "safetensors":
+            raise ModelError(
+                f"`{label}` is a safetensors file under another name, which no loader looks for",
+                code="wrong_name",
+                hint=f"rename it to {show_name(name.rpartition('.')[0] or name)}.safetensors",
+            )
         elif _is_weight_name(name):
             raise ModelError(
                 f"`{label}` is named like weights and is not a safetensors file",
@@ -113,7 +119,7 @@ def check_index(files: Files, name: str, headers: dict[str, Header] | None = Non
         raise ModelError(
             f"`{label}` does not agree with its shards: {'; '.join(differences[:5])}{more}",
             code="incomplete_version",
-            hint="download the missing files again, or write the index anew: yard convert FOLDER --to OUT",
+            hint="download the missing files again, or save the model again",
             differences=differences[:100],
         )
     return {tensor: prefix + shard for tensor, shard in weight_map.items()}
@@ -198,6 +204,11 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ModelError(f"`{label}` is not a JSON object", code="bad_json")
     return parsed
+
+
+def _as_path(label: str) -> str:
+    """A folder as the command line takes it: a path begins with `/`, `./`, `../` or `~`."""
+    return label if label.startswith(("/", "./", "../", "~")) else f"./{label}"
 
 
 def _is_weight_name(name: str) -> bool:

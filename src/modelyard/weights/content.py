@@ -88,7 +88,7 @@ def refuse_content(content: Content, label: str) -> None:
     if content == "pickle":
         raise PickleError(
             f"`{label}` is a pickle, which can run any code when it is loaded",
-            hint="convert it in isolation: yard convert FOLDER --to OUT",
+            hint="convert it in isolation: yard convert ./FOLDER --to ./OUT",
         )
     if content == "lfs-pointer":
         raise ModelError(
@@ -114,13 +114,16 @@ def _is_pickle(head: bytes) -> bool:
         return b"'|O'" in head[:256]
     if head[:1] not in b"()]}clId":
         return False
-    names = []
+    names: set[str] = set()
+    count = 0
     try:
         for operation, _, _ in pickletools.genops(head):
-            names.append(operation.name)
-            if len(names) >= 64:
+            names.add(operation.name)
+            count += 1
+            if count >= 64:
                 break
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
         pass  # the sample ends in the middle of an opcode, or it never was a pickle: the names decide
-    telling = {"GLOBAL", "INST", "REDUCE", "BUILD", "PUT", "STOP", "BINPUT"} & set(names)
-    return bool(telling) and (len(names) >= _TEXT_PICKLE_OPS or names[-1] == "STOP")
+    # Words in a text can read as GLOBAL, one after another; calling something, or remembering it, they cannot.
+    calls = bool(names & {"GLOBAL", "INST"}) and bool(names & {"REDUCE", "BUILD", "OBJ", "STOP", "PUT"})
+    return calls or ("PUT" in names and count >= _TEXT_PICKLE_OPS)

@@ -122,7 +122,7 @@ def _wrapping(weights: Checkpoint) -> Iterator[Finding]:
             "error",
             "base_layer_names",
             f"{len(layers)} tensors belong to an adapter that was not merged ({_some(layers)}), so a loader skips them",
-            "save the adapter by itself, then merge: yard merge ADAPTER --to MODEL",
+            "save the adapter by itself (`model.save_pretrained`), commit it, and merge: yard merge REFERENCE",
         )
 
 
