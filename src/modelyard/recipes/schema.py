@@ -86,7 +86,7 @@ class DataSection(_Strict):
     columns: dict[str, str] | None = None
     system: str | None = None
     limit: Limit = Field(default_factory=Limit)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("train", "test")
     @classmethod
