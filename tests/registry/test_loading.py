@@ -11,7 +11,6 @@ from modelyard.store import MemoryStore
 from tiny_models import save_adapter, save_model
 
 if TYPE_CHECKING:
-
     from registry.registry_helpers import Bench
 
 # PEFT 0.21 reads an attribute that transformers 5.23 renamed.

@@ -19,15 +19,17 @@ _COUNTERS = ("seq", "repo", "version", "report", "run", "deployment", "lease")
 
 def upgrade() -> None:
     """Apply the revision."""
-    _names()
+    _repos()
+    _contents()
     _refs()
+    _reports()
     _work()
     _history()
     counters = sa.table("counters", sa.column("name", sa.String), sa.column("value", sa.BigInteger))
     op.bulk_insert(counters, [{"name": name, "value": 0} for name in _COUNTERS])
 
 
-def _names() -> None:
+def _repos() -> None:
     op.create_table(
         "counters",
         sa.Column("name", _TEXT, nullable=False),
@@ -72,6 +74,9 @@ def _names() -> None:
         ["repo_id", "deleted", "number", "size", "created_at"],
         unique=False,
     )
+
+
+def _contents() -> None:
     op.create_table(
         "version_files",
         sa.Column("version_seq", sa.BigInteger(), nullable=False),
@@ -131,7 +136,7 @@ def _refs() -> None:
     )
 
 
-def _work() -> None:
+def _reports() -> None:
     op.create_table(
         "reports",
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -163,6 +168,9 @@ def _work() -> None:
         sa.CheckConstraint("state IN ('running', 'finished', 'failed')", name=op.f("ck_runs_state")),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_runs")),
     )
+
+
+def _work() -> None:
     op.create_table(
         "deployments",
         sa.Column("id", _TEXT, nullable=False),
