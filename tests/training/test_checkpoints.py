@@ -115,15 +115,17 @@ def test_checkpoints_of_unknown_origin_are_refused(tmp_path: Path) -> None:
 
 
 def test_finished_result_is_verified(tmp_path: Path) -> None:
-    """A result is believed only while its adapter is what was written."""
+    """A result is believed only for its inputs, and while its adapter is what was written."""
     with Workdir.locked(tmp_path) as folder:
+        folder.claim({"rows": "a"}, {}, restart=False)
         (folder.begin() / "adapter_config.json").write_text("{}")
         folder.publish_adapter({"steps": 3})
-        finished = folder.finished()
+        finished = folder.finished({"rows": "a"})
         assert finished is not None
         assert finished["steps"] == 3
+        assert folder.finished({"rows": "b"}) is None
         (folder.adapter / "adapter_config.json").write_text("[]")
-        assert folder.finished() is None
+        assert folder.finished({"rows": "a"}) is None
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:

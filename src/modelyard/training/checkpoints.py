@@ -176,13 +176,14 @@ class Workdir:
         Args:
             inputs: What decides the result: digests and versions, plain values.
             chosen: What was decided for the first attempt and must stay (threads); kept from it on a resume.
-            restart: Discard what a run with other inputs left, instead of refusing.
+            restart: Discard what is there, of other inputs too, instead of going on or refusing.
 
         Returns the `chosen` of the first attempt. Raises `ConflictError` when the folder belongs to other inputs.
         """
         path = self.root / "run.json"
         known = self._read_run(path)
-        if known is not None and known.get("inputs") == dict(inputs) and isinstance(known.get("chosen"), dict):
+        same = known is not None and known.get("inputs") == dict(inputs) and isinstance(known.get("chosen"), dict)
+        if known is not None and same and not restart:
             self._clean_staging()
             kept: dict[str, Any] = known["chosen"]
             return kept
@@ -245,11 +246,12 @@ class Workdir:
         data = {"format": FORMAT, "files": files, **result}
         write_durably(self.root / "result.json", json.dumps(data, indent=1).encode() + b"\n")
 
-    def finished(self) -> dict[str, Any] | None:
-        """The result of a run that ended here, if its adapter is still what it was; None otherwise."""
-        path = self.root / "result.json"
+    def finished(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The result of a run with these inputs that ended here, if its adapter is still what it was; None otherwise."""
+        if (self._read_run(self.root / "run.json") or {}).get("inputs") != dict(inputs):
+            return None
         try:
-            result = json.loads(path.read_bytes())
+            result = json.loads((self.root / "result.json").read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         if isinstance(result, dict) and self.adapter.is_dir() and _describe(self.adapter) == result.get("files"):

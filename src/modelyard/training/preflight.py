@@ -27,6 +27,9 @@ __all__ = ["Estimate", "Finding", "Plan", "Preflight", "make_plan", "packed_leng
 _SHOWN = 5
 """Rows that a finding names."""
 
+_WORKSPACE = 64 << 20
+"""Buffers of the math library and of the optimizer's step, which hardly depend on the model."""
+
 _PACKED_LENGTH = 1024
 """Longest packed sequence where `max_length` is not given: attention among rows packed together is wasted work."""
 
@@ -185,14 +188,14 @@ def _estimate(
     width = 2 if dtype == "bfloat16" else 4
     hidden, layers = int(text_config.hidden_size), int(text_config.num_hidden_layers)
     inner = int(getattr(text_config, "intermediate_size", None) or 4 * hidden)
-    # A layer keeps about eight tensors of the hidden width (norms, attention's inputs and output, residuals) and four of
-    # the inner width (gate, up, their product, the activation); LoRA keeps another copy of its inputs in float32.
-    kept = tokens * layers * (8 * hidden + 4 * inner) * width + tokens * layers * 4 * hidden * (4 if width == 2 else 0)
+    # A layer keeps about eight tensors of the hidden width (norms, attention's inputs and output, residuals) and five of
+    # the inner width (gate, up, their products, the activation); LoRA keeps another copy of its inputs in float32.
+    kept = tokens * layers * (8 * hidden + 5 * inner) * width + tokens * layers * 4 * hidden * (4 if width == 2 else 0)
     logits = tokens * int(text_config.vocab_size) * 4 * 3
     return Estimate(
         weights=parameters * width,
         adapter=coverage.parameters * 4 * 4,
-        activations=kept + logits,
+        activations=kept + logits + _WORKSPACE,
         available=machine.available_memory(),
         disk=coverage.parameters * 4 * (3 * 3 + 1),
         disk_free=None if workdir is None else machine.free_disk(workdir),

@@ -88,7 +88,7 @@ def train(
         progress: Called after every step with `step`, `steps`, `loss`, `learning_rate`, `gradient_norm`, `epoch` and
             `tokens_per_second` (padded tokens).
         base_name: What the adapter's config calls its base; None leaves it open.
-        restart: Discard what another run left in `workdir`, instead of refusing.
+        restart: Discard what `workdir` holds, another run's checkpoints and results too, and begin again.
 
     Raises:
         ModelError, RecipeError, DataError: As `preflight`.
@@ -101,22 +101,22 @@ def train(
     begun = time.monotonic()
     with Workdir.locked(workdir) as folder, quiet_libraries(), kept_random_state():
         inputs = _inputs(base, rows, config, base_name)
+        finished = folder.finished(inputs)
+        if finished is not None and not restart:
+            return _result(folder, finished, time.monotonic() - begun, int(finished["steps"]))
         plan = make_plan(base, rows, config, workdir=workdir)
         first = {
             "threads": machine.choose_threads(config.threads, plan.hidden, config.batch_size * _median(plan)),
             "dtype": plan.dtype,
         }
         chosen = folder.claim(inputs, first, restart=restart)
-        finished = folder.finished()
-        if finished is not None:
-            return _result(folder, finished, time.monotonic() - begun, int(finished["steps"]))
         schedule = plan_schedule(plan.encoded.rows, config, packed_length(config, plan.limit))
         session = Session(schedule, progress, base_name)
         threads, dtype = config.threads or int(chosen["threads"]), str(chosen["dtype"])
         with compute_threads(threads):
             resumed_from = _run(base, plan, config, folder, session, dtype=dtype)
         _publish(base, plan, folder, session, {"threads": threads, "dtype": dtype})
-        done = folder.finished()
+        done = folder.finished(inputs)
         if done is None:
             raise InternalError(f"{workdir}: the adapter that was just written does not verify")
         return _result(folder, done, time.monotonic() - begun, resumed_from)
