@@ -48,3 +48,23 @@ def test_an_example_reads_its_real_files(name: str, folder: str, counts: tuple[i
     train = rows.read(Path(recipe.data.train), recipe.data, "train")
     test = rows.read(Path(str(recipe.data.test)), recipe.data, "test")
     assert (len(train), len(rows.examples(test))) == counts
+
+
+def test_the_reference_page_has_every_key() -> None:
+    """docs/reference/recipe.md names every key of a recipe, and no other."""
+    import re
+
+    from modelyard.evaluation import TaskConfig
+    from modelyard.recipes import Recipe
+    from modelyard.recipes.problems import dotted, known_paths
+
+    page = (FOLDER.parent / "docs" / "reference" / "recipe.md").read_text()
+    named = {
+        name for row in re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)
+    }
+    sections = {"data.limit", "variables.description", "variables.default"}
+    known = {dotted(path) for path in known_paths(Recipe)} - {"evaluate.name"} | {"evaluate.task"}
+    steps = {"data", "base", "preflight", "train", "merge", "compare", "promote"}
+    assert set(TaskConfig.model_fields) - {"name"} <= {name.removeprefix("evaluate.") for name in named}
+    assert named - steps - known == set()
+    assert known - named - sections == set()
