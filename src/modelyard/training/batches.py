@@ -11,8 +11,6 @@ import math
 import random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -88,6 +86,8 @@ class EpochBatches:
 
 def _padded(parts: Sequence[Sequence[EncodedRow]], pad: int) -> tuple[Any, Any, Any]:
     """Arrays of ids, labels and positions, each of shape (sequences, longest); one sequence for each list of rows."""
+    import numpy as np
+
     width = max(sum(len(row.ids) for row in part) for part in parts)
     ids = np.full((len(parts), width), pad, dtype=np.int64)
     labels = np.full((len(parts), width), IGNORED, dtype=np.int64)

@@ -14,13 +14,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from modelyard.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from modelyard.training.data import Example, Rows
 
@@ -132,6 +132,9 @@ def encode_rows(rows: Rows, tokenizer: Any, *, stops: Sequence[int], limit: int 
         DataError: The chat template refuses a row or rewrites what came before an answer; the row is named.
         ModelError: Rows are conversations and the base has no chat template.
     """
+    # numpy costs a tenth of a second, which `yard --help` must not pay.
+    import numpy as np
+
     encoded = Encoded()
     stop_texts = [text for stop in stops if (text := tokenizer.convert_ids_to_tokens(stop))]
     special = _special_pattern(tokenizer)
@@ -164,6 +167,8 @@ def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
 
 def _add(encoded: Encoded, row: EncodedRow, *, stops: Sequence[int], limit: int | None) -> None:
     """Cut a row to the limit and sort it into the lists that it belongs to."""
+    import numpy as np
+
     # Nothing learns from what follows the last trained token, such as the line end after a turn.
     end = int(np.flatnonzero(row.trained)[-1]) + 1 if row.trained.any() else len(row.ids)
     index, ids, trained = row.index, row.ids[:end], row.trained[:end]
