@@ -68,3 +68,14 @@ def test_the_reference_page_has_every_key() -> None:
     assert set(TaskConfig.model_fields) - {"name"} <= {name.removeprefix("evaluate.") for name in named}
     assert named - steps - known == set()
     assert known - named - sections == set()
+
+
+@pytest.mark.parametrize("name", ["document", "keys", "problems", "schema", "sources", "events"])
+def test_the_examples_in_docstrings_are_true(name: str) -> None:
+    """What a module's docstrings show is what it does."""
+    import doctest
+    import importlib
+
+    found = doctest.testmod(importlib.import_module(f"modelyard.recipes.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -13,7 +13,7 @@ near match. Whether files, versions and columns exist is not known here: the ste
 ... gate: {min: 0.9, better_than: base}
 ... promote: production
 ... ''')
->>> recipe.name, recipe.data_repo, recipe.base_repo
+>>> recipe.name, recipe.data_repo, recipe.committed_base_repo
 ('intents', 'team/intents-data', 'team/base')
 """
 
