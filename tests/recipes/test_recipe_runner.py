@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tiny_recipes import write_rows
 
 from modelyard.errors import DataError, GateRefusedError, NoSpaceError, RecipeError
 from modelyard.recipes import Note, StepFailed, StepFinished, StepProgress, StepStarted, load_recipe, plan
+from tiny_recipes import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,8 +240,11 @@ def test_contaminated_rows_are_reported(run_recipe: Callable[..., RunResult], wo
     write_rows(workspace / "train.csv", [*rows, ("two", "fox")] * 4)
     write_rows(workspace / "test.csv", [rows[0], ("SOMETHING else", "fox")])
     events: list[Event] = []
-    result = run_recipe(events=events, until="preflight")
+    result = run_recipe(events=events)
     assert result.contamination["train"]["contaminated"] == 1
+    assert result.clean is not None
+    assert result.clean["result"]["n"] == 1
+    assert set(result.clean) == {"result", "base"}
     assert any(isinstance(event, Note) and "1 of 2 test rows" in event.message for event in events)
 
 

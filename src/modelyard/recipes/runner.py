@@ -120,6 +120,14 @@ class RunResult:
         return dict(self.outputs("preflight").get("contamination", {}))
 
     @property
+    def clean(self) -> dict[str, Any] | None:
+        """Accuracy of `result`, `base` and `baseline` on the test rows that are not in the training data.
+
+        Each is `{n, accuracy}`; None where no row is flagged.
+        """
+        return self.outputs("compare").get("clean")
+
+    @property
     def promotion(self) -> dict[str, Any] | None:
         """`alias`, `version`, `version_name`, `previous`, `moved`; None where the recipe promotes nothing."""
         return dict(self.outputs("promote")) or None
@@ -143,6 +151,7 @@ class RunResult:
             "comparison": self.comparison,
             "gate": self.verdict,
             "contamination": self.contamination,
+            "clean": self.clean,
             "promotion": self.promotion,
         }
 
