@@ -25,7 +25,7 @@ demo: $(STAMP)  ## Run the main job end to end: base, fine-tune, evaluate, merge
 	@env -u OMP_NUM_THREADS $(BIN)/yard quickstart
 
 test: $(STAMP)  ## Run the test suite (under 15 minutes on 2 cores).
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(STAMP)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m slow

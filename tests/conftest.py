@@ -1,9 +1,14 @@
-"""What every test gets: one compute thread, no hub, an empty home and no stray variables."""
+"""What every test gets: one compute thread, no hub, an empty home and no stray variables; and the quickstart, run once."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,8 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+YARD = [sys.executable, "-m", "modelyard.cli.main"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +39,31 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
     return path
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """A finished `yard quickstart`: the yard's folder, what `--json` printed, and the environment it ran in."""
+
+    home: Path
+    result: dict[str, Any]
+    environment: dict[str, str]
+
+    def yard(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `yard` in a process of its own on this yard."""
+        return subprocess.run(
+            [*YARD, *arguments], env=self.environment, capture_output=True, text=True, check=False, **options
+        )
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    """Run `yard quickstart --json` once, in an empty home. Tests that use it carry `xdist_group("quickstart")`."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    home = folder / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODELYARD_")}
+    environment |= {"HOME": str(home), "MODELYARD_THREADS": "1"}
+    done = Quickstart(home / ".modelyard", {}, environment).yard("quickstart", "--json", timeout=900, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Quickstart(home / ".modelyard", json.loads(done.stdout), environment)
