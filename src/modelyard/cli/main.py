@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main", "yard"]
 
+INTERRUPTED = 130
+
 # Command name -> (module:attribute, one line of help). Kept here so that `yard --help` imports no command at all.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:quickstart", "Run the main job end to end on a small shipped base, offline."),
@@ -118,7 +120,7 @@ def run(arguments: list[str]) -> int:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         output.note("interrupted; what was finished is kept, and the same command goes on from there")
-        return 130
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the edge: whatever it is becomes a message and an exit code
         return _explain(error, as_json, debug)
     return result if isinstance(result, int) else 0
@@ -135,7 +137,7 @@ def _explain(error: Exception, as_json: bool, debug: bool) -> int:
         output.error_json(typed.to_dict())
     else:
         output.error(typed)
-    return typed.exit_code
+    return INTERRUPTED if typed.code == "interrupted" else typed.exit_code
 
 
 def _typed(error: Exception) -> YardError:

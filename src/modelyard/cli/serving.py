@@ -62,9 +62,9 @@ def ps(home: Home, as_json: bool) -> None:
     Example:
       yard ps
     """
-    found = home.open().deployments()
+    found = [_describe(deployment) for deployment in home.open().deployments()]
     if as_json:
-        output.json_object({"deployments": [_plain(deployment) for deployment in found]})
+        output.json_object({"deployments": found})
         return
     if not found:
         output.note("nothing is being served; try `yard serve REFERENCE`")
@@ -73,22 +73,25 @@ def ps(home: Home, as_json: bool) -> None:
         ("REFERENCE", "VERSION", "STATE", "PID", "ADDRESS", "MEMORY", "IN FLIGHT", "SINCE (UTC)"),
         [
             (
-                d.reference,
-                f"{d.version_name} {d.version.short[:12]}",
-                "gone" if d.alive is False else d.info.get("state", "?"),
-                d.info.get("pid", "?"),
-                d.address,
-                output.human_bytes(int(d.info.get("memory_bytes", 0))),
-                d.info.get("in_flight", 0),
-                f"{d.started_at:%Y-%m-%d %H:%M}",
+                d["reference"],
+                f"{d['version_name']} {d['version'][:12]}",
+                d["state"],
+                d.get("pid", "-"),
+                d["address"],
+                output.human_bytes(int(d.get("memory_bytes", 0))),
+                d.get("in_flight", "-"),
+                str(d["since"])[:16].replace("T", " "),
             )
             for d in found
         ],
     )
 
 
-def _plain(deployment: Deployment) -> dict[str, Any]:
-    return {
+def _describe(deployment: Deployment) -> dict[str, Any]:
+    """What the yard recorded, overlaid with what the server itself says now, where it says anything."""
+    from modelyard.serving import read_status
+
+    plain: dict[str, Any] = {
         "reference": deployment.reference,
         "version": str(deployment.version),
         "version_name": deployment.version_name,
@@ -97,3 +100,8 @@ def _plain(deployment: Deployment) -> dict[str, Any]:
         "since": deployment.started_at.isoformat(),
         **deployment.info,
     }
+    live = (read_status(deployment.address) if deployment.alive is not False else None) or []
+    told = next((item for item in live if item["reference"] == deployment.reference), {})
+    plain |= {key: value for key, value in told.items() if value is not None}
+    plain["state"] = "gone" if deployment.alive is False else plain.get("state", "unknown")
+    return plain
