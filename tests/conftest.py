@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from processes import Quickstart
 
 # Set before torch is first imported: two test processes with two threads each would stall one another.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,8 +16,6 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
-YARD = [sys.executable, "-m", "modelyard.cli.main"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,21 +35,6 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
     return path
-
-
-@dataclass(frozen=True)
-class Quickstart:
-    """A finished `yard quickstart`: the yard's folder, what `--json` printed, and the environment it ran in."""
-
-    home: Path
-    result: dict[str, Any]
-    environment: dict[str, str]
-
-    def yard(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run `yard` in a process of its own on this yard."""
-        return subprocess.run(
-            [*YARD, *arguments], env=self.environment, capture_output=True, text=True, check=False, **options
-        )
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import YARD, Quickstart
+from processes import YARD, Quickstart
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Quickstart
+from processes import Quickstart
 
 pytestmark = pytest.mark.xdist_group("quickstart")
 
