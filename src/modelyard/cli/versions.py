@@ -13,7 +13,7 @@ from modelyard.cli.options import Home, key_values, with_json, with_yard
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
 
-__all__ = ["checkout", "commit", "import_", "ls", "show", "version_json"]
+__all__ = ["card", "checkout", "commit", "import_", "ls", "show", "version_json"]
 
 KINDS = ("base", "finetuned", "adapter", "merged", "quantized", "exported")
 
@@ -247,3 +247,24 @@ def checkout(reference: str, folder: Path, link: bool, home: Home, as_json: bool
         output.json_object(version_json(version, folder=str(folder), files=[str(path) for path in written]))
     else:
         output.note(f"{version.name}: {len(written)} files in {folder}")
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--license", "license_", metavar="SPDX", help="The licence to state, e.g. apache-2.0.")
+@with_yard
+@with_json
+def card(reference: str, license_: str | None, home: Home, as_json: bool) -> None:
+    """Write a version's model card: what it was made from, its reports with intervals, how to use it.
+
+    \b
+    Example:
+      yard card team/intents@production > README.md
+    """
+    from modelyard.recipes.cards import card as render
+
+    text = render(home.open(), reference, license=license_)
+    if as_json:
+        output.json_object({"reference": reference, "card": text})
+    else:
+        output.data(text)

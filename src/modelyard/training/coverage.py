@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RecipeError, near_match
+from modelyard.weights.load import loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +54,7 @@ def read_skeleton(base: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
+        with loading(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(

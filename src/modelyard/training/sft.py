@@ -20,6 +20,7 @@ from modelyard.training.checkpoints import Workdir, interrupted
 from modelyard.training.isolation import compute_threads, kept_random_state, quiet_libraries
 from modelyard.training.preflight import Plan, make_plan, packed_length
 from modelyard.training.trainer import LOG, Session, build_trainer, plan_schedule, stop_signals
+from modelyard.weights.load import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,13 +170,15 @@ def _build_model(base: Path, plan: Plan, config: TrainConfig, dtype: str) -> Any
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(base),
-        dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    # transformers patches process-wide state while it loads, so every load takes the one lock.
+    with loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base),
+            dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

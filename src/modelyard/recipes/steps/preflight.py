@@ -77,9 +77,12 @@ class Preflight(Step):
             corpus = context.resources.corpora(source.name)
             found["base"] = contamination.check(texts, corpus, phrases=context.phrases.get("base", ())).to_dict()
         for where, result in found.items():
+            what = "the training data" if where == "train" else "the base's own corpus"
             if result["contaminated"]:
-                what = "the training data" if where == "train" else "the base's own corpus"
                 context.note(self.name, f"{result['contaminated']} of {result['rows']} test rows occur in {what}")
+            if result["phrases_found"]:
+                shown = ", ".join(f"`{phrase}`" for phrase in result["phrases_found"][:3])
+                context.note(self.name, f"{len(result['phrases_found'])} held-out phrases occur in {what}: {shown}")
         return found
 
     def holds(self, context: Context, outputs: Outputs) -> bool:  # noqa: ARG002  # a finding cannot go away
