@@ -118,8 +118,13 @@ def judge(context: Context, record: VersionRecord, alias: str, holder: RefRecord
     if verdict.decision != "pass":
         name = version_of(record).name
         what = "needs more evidence" if verdict.decision == "more" else "does not pass its gate"
+        # A judge knows ids and no repos: the commands that its reasons name become ones that can be pasted.
+        known = {version.id[:12]: version_of(version).name for version in (record, baseline) if version}
+        reasons = "; ".join(verdict.reasons)
+        for short, pasted in known.items():
+            reasons = reasons.replace(f"REPO@{short}", pasted)
         raise GateRefusedError(
-            f"`{name}` {what} for `{alias}`: {'; '.join(verdict.reasons)}",
+            f"`{name}` {what} for `{alias}`: {reasons}",
             hint=f"evaluate it on more rows: yard eval {name}" if verdict.decision == "more" else f"yard show {name}",
             verdict=verdict.to_dict(),
         )
