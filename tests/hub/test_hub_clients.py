@@ -17,6 +17,8 @@ import uvicorn
 
 import modelyard
 from modelyard import Yard, hub
+from processes import YARD
+from tiny_models import save_model
 
 CLIENT = """
 import json, sys
@@ -73,6 +75,20 @@ def endpoint(yard: Yard) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join(10)
+
+
+def test_a_model_is_imported_from_a_hub(endpoint: str, yard: Yard, tmp_path: Path) -> None:
+    """`yard import hf://org/name` fetches a model over the Hub's protocol; its weights are the very bytes of the source."""
+    source = yard.commit(save_model(tmp_path / "model"), to="team/base", kind="base")
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    command = [*YARD, "import", "hf://team/base@v1", "--to", "mine/base", "--yard", str(tmp_path / "mine"), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+    imported = modelyard.open(tmp_path / "mine").resolve("mine/base@v1")
+    assert imported.kind == "base"
+    assert imported.file("model.safetensors") == source.file("model.safetensors")
+    assert imported.metadata["source"] == f"hf://team/base@{source.id.short}"
 
 
 def test_an_unmodified_client_reads_a_repo(endpoint: str, yard: Yard, tmp_path: Path) -> None:
