@@ -61,6 +61,16 @@ class Settings:
             home=Path(where).expanduser() if where else (home or Path.home()) / ".modelyard",
             catalog_url=env.get("MODELYARD_CATALOG"),
             threads=int(threads) if threads else None,
-            author=env.get("MODELYARD_AUTHOR") or env.get("USER") or "unknown",
+            author=env.get("MODELYARD_AUTHOR") or env.get("USER") or env.get("LOGNAME") or _account(),
             offline=env.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
         )
+
+
+def _account() -> str:
+    """The name of the account that this process runs under."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name, as in many containers
+        return "unknown"

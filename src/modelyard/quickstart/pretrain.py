@@ -41,7 +41,7 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     intermediate: int = 512
-    epochs: float = 3.5
+    epochs: float = 1.7
     tokens_per_step: int = 4096
     learning_rate: float = 3e-3
     warmup_steps: int = 200
