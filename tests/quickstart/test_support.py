@@ -37,7 +37,7 @@ def test_rows_depend_on_the_seed_alone() -> None:
 
 def test_train_and_test_share_intents_and_nothing_else() -> None:
     """Phrasings and slot values of the test rows are held out."""
-    train, test = support.generate("train", 3200), support.generate("test", 600)
+    train, test = support.generate("train", 9600), support.generate("test", 600)
 
     assert {row["messages"][0]["content"] for row in train} & {row["messages"][0]["content"] for row in test} == set()
     assert support.slot_values(train) & support.slot_values(test) == set()

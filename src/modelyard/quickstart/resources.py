@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PackageResources"]
 
-_DEFAULT_ROWS = {"train": 3200, "test": 600}
+_DEFAULT_ROWS = {"train": 9600, "test": 600}
 _MOST_ROWS = 100_000
 
 

@@ -54,6 +54,18 @@ INTENTS: tuple[Intent, ...] = (
             "You charged me too much for {order}, refund it.",
             "Money back for {order}, thank you.",
             "I paid for order {order} and ask for a full refund.",
+            "Refund {order}.",
+            "A refund for order {order}, please.",
+            "I need my money returned for order {order}.",
+            "Order number {order} was a mistake, I want to be paid back.",
+            "Is a refund possible? The order is {order}.",
+            "You billed me for {order} by mistake, send the money back.",
+            "I never got order {order}, so refund it.",
+            "The price of {order} was wrong, please refund the difference.",
+            "Cash back for my order {order} please.",
+            "I returned order {order} and wait for the refund.",
+            "Repay me for {order}.",
+            "It is about the payment of {order}, I want it refunded.",
         ),
         (
             "Hello, could you refund order {order} to my card?",
@@ -79,6 +91,18 @@ INTENTS: tuple[Intent, ...] = (
             "It says {parcel} was delivered but I have no parcel.",
             "Tracking {parcel} please.",
             "Has parcel {parcel} left the depot?",
+            "Parcel {parcel}?",
+            "Any news of parcel {parcel}?",
+            "I cannot find my parcel {parcel}.",
+            "The courier lost {parcel}, I think.",
+            "Show me where {parcel} is.",
+            "How long until {parcel} gets here?",
+            "Delivery {parcel} should have come yesterday.",
+            "Follow up on parcel {parcel} please.",
+            "My parcel with the code {parcel} is missing.",
+            "Is {parcel} on its way?",
+            "I would like to know when parcel {parcel} arrives.",
+            "Still no sign of {parcel}.",
         ),
         (
             "I still have not seen parcel {parcel}, where can it be?",
@@ -104,6 +128,18 @@ INTENTS: tuple[Intent, ...] = (
             "New home, new address: {city}.",
             "My family moved, use {city} as the address.",
             "Address change to {city}, please.",
+            "Our address changed to {city}.",
+            "I now live in {city}.",
+            "Could you put {city} as my address?",
+            "We live in {city} these days.",
+            "Where I live has changed, it is {city} now.",
+            "Deliver to my new place in {city}.",
+            "Old address out, {city} in.",
+            "I have a new home in {city}.",
+            "My address is wrong, I live in {city}.",
+            "Moved to {city}!",
+            "Write down that I live in {city}.",
+            "Use my {city} address instead of the old one.",
         ),
         (
             "Hello, I have moved and my address is now {city}.",
@@ -129,6 +165,18 @@ INTENTS: tuple[Intent, ...] = (
             "Close the {plan} subscription for me.",
             "We are leaving, cancel our {plan} plan.",
             "Can the {plan} plan be cancelled?",
+            "Cancel {plan}.",
+            "Please cancel the {plan} plan today.",
+            "I want out of {plan}.",
+            "I do not want {plan} any longer.",
+            "No more {plan} for me.",
+            "End my {plan} plan now.",
+            "Take me off the {plan} subscription.",
+            "The {plan} plan is too dear, cancel it.",
+            "Would you cancel {plan} for us?",
+            "I wish to quit the {plan} plan.",
+            "We no longer need {plan}.",
+            "My {plan} plan must not renew.",
         ),
         (
             "Could you please cancel the plan called {plan}?",
@@ -154,6 +202,18 @@ INTENTS: tuple[Intent, ...] = (
             "I lost my old inbox, use {email}.",
             "From today my email is {email}, thanks.",
             "Email change: {email}.",
+            "{email} is my email now.",
+            "Email me at {email}.",
+            "My mail changed to {email}.",
+            "I would like to use {email} as my email.",
+            "Note my new email: {email}.",
+            "The right email is {email}.",
+            "Could you change the email to {email}?",
+            "Log me in with {email} from now on.",
+            "My inbox is {email} now.",
+            "Replace my email by {email}.",
+            "All mail should go to {email}.",
+            "I use another email now, {email}.",
         ),
         (
             "Hello, could you update my mail to {email}?",
@@ -179,6 +239,18 @@ INTENTS: tuple[Intent, ...] = (
             "Could an agent ring {name} on {day}?",
             "I want to talk to a person on {day}, I am called {name}.",
             "Call back on {day}, name {name}.",
+            "Call {name} on {day}.",
+            "{name} wants a call on {day}.",
+            "Can we talk on {day}? My name is {name}.",
+            "Ring {name} back on {day}.",
+            "I need to speak with you on {day}, this is {name}.",
+            "Put {name} down for a phone call on {day}.",
+            "On {day}, please phone {name}.",
+            "It is {name}. Call me on {day}.",
+            "Somebody should call {name} on {day}.",
+            "Schedule a call for {day}, the name is {name}.",
+            "{name} would like to talk on {day}.",
+            "A call on {day} for {name} please.",
         ),
         (
             "Hello, {name} speaking, I want a phone call on {day}.",
@@ -204,6 +276,18 @@ INTENTS: tuple[Intent, ...] = (
             "Since yesterday my {device} is dead.",
             "Can you repair a broken {device}?",
             "The {device} I bought is faulty.",
+            "Broken {device}.",
+            "The {device} broke.",
+            "Something is wrong with the {device}.",
+            "My {device} fails all the time.",
+            "The {device} will not switch on.",
+            "I got a faulty {device}.",
+            "There is something wrong in my new {device}.",
+            "My {device} has stopped, can it be repaired?",
+            "Repair my {device} please.",
+            "The {device} turns off by itself.",
+            "It will not work, my {device}.",
+            "Why does the {device} fail?",
         ),
         (
             "Hello, my {device} will not work.",
@@ -229,6 +313,18 @@ INTENTS: tuple[Intent, ...] = (
             "The {item} is tight, a {size} would fit.",
             "Could I have a {size} in place of this {item}?",
             "Size {size} please, the {item} I have is too large.",
+            "{item} in {size} instead.",
+            "Please swap the {item}, I wear {size}.",
+            "I need another size of {item}: {size}.",
+            "The {item} is far too large, send {size}.",
+            "Exchange: {item}, size {size}.",
+            "Give me the {item} in {size}.",
+            "This {item} does not fit, I need {size}.",
+            "My {item} should have been size {size}.",
+            "Change the size of my {item} to {size}.",
+            "The size of the {item} is wrong, {size} is right.",
+            "I would rather have the {item} in {size}.",
+            "Too small, the {item}: {size} please.",
         ),
         (
             "Hello, the {item} does not fit me, I want a size {size}.",
@@ -239,6 +335,11 @@ INTENTS: tuple[Intent, ...] = (
         ),
     ),
 )
+
+
+# What people put around what they want; training rows only, so that a greeting decides nothing.
+_BEFORE = ("Hi. ", "Hello there. ", "Good morning. ", "Dear team, ", "Hey, ", "Excuse me. ")
+_AFTER = (" Thanks.", " Thank you very much.", " Please help me.", " Bye.", " That would be great.", " It is urgent.")
 
 
 def answer(intent: str, slots: dict[str, str]) -> str:
@@ -255,6 +356,10 @@ def generate(split: SupportSplit, rows: int, *, seed: int = 0) -> list[dict[str,
         intent = INTENTS[len(made) % len(INTENTS)]
         slots = {name: values.MAKERS[kind](rng, split) for name, kind in intent.slots.items()}
         message = rng.choice(intent.train if split == "train" else intent.test).format(**slots)
+        if split == "train":
+            before = rng.choice(_BEFORE) if rng.random() < 0.25 else ""
+            after = rng.choice(_AFTER) if rng.random() < 0.25 else ""
+            message = before + message + after
         if message in seen:
             continue
         seen.add(message)
