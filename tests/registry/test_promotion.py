@@ -268,6 +268,19 @@ def test_reports_are_kept_by_digest_once(any_bench: Bench) -> None:
         bench.yard.report("xyz")
 
 
+def test_a_report_counts_wherever_its_version_was_committed(any_bench: Bench) -> None:
+    """The same bytes in two repos are one version: a report made of it in one repo is evidence in the other, once."""
+    bench = any_bench
+    one, data = bench.model(), bench.data()
+    made = report(one, [True, False], data)
+    bench.yard.add_report(one, made)
+    twin = bench.yard.commit(bench.yard.files(one), "elsewhere/twin", kind=one.kind)
+    assert twin.id == one.id
+    assert bench.yard.reports(twin) == [made]
+    bench.yard.add_report(twin, made)
+    assert bench.yard.reports(one) == bench.yard.reports(twin) == [made]
+
+
 def test_gates_are_checked_when_they_are_set(bench: Bench) -> None:
     """A gate with a misspelled key is refused at once; None removes a gate; a branch has none."""
     yard = gated(bench)

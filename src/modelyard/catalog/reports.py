@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, insert, select
 
-from modelyard.catalog.schema import reports
+from modelyard.catalog.schema import reports, versions
 
 if TYPE_CHECKING:
     from modelyard.catalog.transaction import Transaction
@@ -48,8 +48,19 @@ def save(
 
 
 def of_version(connection: Connection, version_seq: int) -> list[ReportRecord]:
-    """A version's reports in the order they were made."""
-    rows = connection.execute(select(reports).where(reports.c.version_seq == version_seq).order_by(reports.c.seq))
-    return [
-        ReportRecord(row.seq, row.digest, row.dataset, row.task, row.n, row.metrics, row.created_at) for row in rows
-    ]
+    """A version's reports in the order they were made, whichever repo they were made in.
+
+    A report is about an id: the same files with the same lineage may be committed to several repos.
+    """
+    same = select(versions.c.id).where(versions.c.seq == version_seq).scalar_subquery()
+    rows = connection.execute(
+        select(reports)
+        .join(versions, versions.c.seq == reports.c.version_seq)
+        .where(versions.c.id == same)
+        .order_by(reports.c.seq)
+    )
+    found = {
+        row.digest: ReportRecord(row.seq, row.digest, row.dataset, row.task, row.n, row.metrics, row.created_at)
+        for row in reversed(rows.all())
+    }
+    return list(reversed(found.values()))
