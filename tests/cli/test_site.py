@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cli.conftest import Outcome
 from starlette.testclient import TestClient
 
 import modelyard
+from cli.conftest import Outcome
 from modelyard.cli.site import create_site
 
 

@@ -6,11 +6,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_recipes import make_workspace
 
 from modelyard.app import open_yard
 from modelyard.recipes import load_recipe, run
 from modelyard.settings import Settings
+from tiny_recipes import make_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
