@@ -71,7 +71,9 @@ versions = Table(
     Column("message", TEXT_C, nullable=False),
     Column("metadata", TEXT_C, nullable=False),
     Column("size", BigInteger, nullable=False),
+    # 0: no; 1: yes, and it can come back; 2: its bytes were collected.
     Column("deleted", Integer, nullable=False),
+    Column("derivation", TEXT_C),
     # Covers the sums of a listing of repos.
     Index(None, "repo_id", "deleted", "number", "size", "created_at"),
     UniqueConstraint("repo_id", "number"),
@@ -102,6 +104,82 @@ lineage = Table(
     Column("target", TEXT_C, nullable=False),
     PrimaryKeyConstraint("version_seq", "position"),
     Index(None, "target"),
+)
+
+version_metadata = Table(
+    "version_metadata",
+    metadata,
+    Column("version_seq", BigInteger, ForeignKey("versions.seq"), nullable=False),
+    Column("key", TEXT_C, nullable=False),
+    Column("value", TEXT_C, nullable=False),
+    PrimaryKeyConstraint("version_seq", "key"),
+    Index(None, "key", "value"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("digest", TEXT_C, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", TEXT_C, nullable=False),
+    Column("git_blob", TEXT_C),
+    Column("cut", TEXT_C),
+    Column("whole", Integer, nullable=False),
+    Column("used_at", TEXT_C),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("digest", TEXT_C, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("encoding", TEXT_C),
+    Column("pack", TEXT_C),
+    Column("offset", BigInteger, nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("params", TEXT_C, nullable=False),
+    Column("depth", Integer, nullable=False),
+    Index(None, "pack"),
+    CheckConstraint("encoding IN ('raw', 'packed', 'delta', 'derived')", name="encoding"),
+)
+
+file_segments = Table(
+    "file_segments",
+    metadata,
+    Column("file", TEXT_C, ForeignKey("files.digest"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("segment", TEXT_C, ForeignKey("segments.digest"), nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    PrimaryKeyConstraint("file", "position"),
+    Index(None, "segment"),
+)
+
+segment_inputs = Table(
+    "segment_inputs",
+    metadata,
+    Column("segment", TEXT_C, ForeignKey("segments.digest"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("input", TEXT_C, ForeignKey("segments.digest"), nullable=False),
+    PrimaryKeyConstraint("segment", "position"),
+    Index(None, "input"),
+)
+
+packs = Table(
+    "packs",
+    metadata,
+    Column("digest", TEXT_C, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("area", TEXT_C, nullable=False),
+    Column("name", TEXT_C, nullable=False),
+    Column("marked_seq", BigInteger, nullable=False),
+    Column("marked_at", TEXT_C, nullable=False),
+    PrimaryKeyConstraint("area", "name"),
 )
 
 refs = Table(
@@ -192,6 +270,8 @@ leases = Table(
     Column("owner", TEXT_C, nullable=False),
     Column("heartbeat_seq", BigInteger, nullable=False),
     Column("acquired_at", TEXT_C, nullable=False),
+    Column("observed_seq", BigInteger),
+    Column("observed_at", TEXT_C),
 )
 
 audit = Table(

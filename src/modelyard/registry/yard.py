@@ -27,6 +27,8 @@ from modelyard.registry import resolve as _resolve
 from modelyard.registry import runs as _runs
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.context import Context, Judge
+from modelyard.registry.exchange import Exchange
+from modelyard.registry.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +63,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Yard:
+class Yard(Upkeep, Exchange):
     """A store plus its catalog.
 
     Args:

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     from modelyard.digest import Digest, FileDigests
 
-__all__ = ["Area", "ObjectArea", "Store"]
+__all__ = ["Area", "ByteArea", "ObjectArea", "Store"]
 
 Area = Literal["manifests", "reports"]
 """Where small objects live: read and written whole."""
 
-ObjectArea = Literal["files", "manifests", "reports"]
+ByteArea = Literal["files", "packs"]
+"""Where large objects live: streamed in, read in ranges."""
+
+ObjectArea = Literal["files", "packs", "manifests", "reports"]
 """Everything that is called by a digest."""
 
 
@@ -32,16 +35,26 @@ class Store(Protocol):
     Where the disk fails: `NoSpaceError` when it is full, else a `YardError` that names the path.
     """
 
-    def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
-        """Store the concatenation of `chunks` (of any size) as a file; hashes come from the same pass.
+    def put_file(self, chunks: Iterable[bytes], *, area: ByteArea = "files") -> FileDigests:
+        """Store the concatenation of `chunks` (of any size) as a file or pack; hashes come from the same pass.
 
         A damaged file that is stored under the same digest is replaced. An exception out of `chunks` is passed on
         and stores nothing.
         """
         ...
 
-    def import_file(self, path: Path, *, sha256_of: Callable[[Digest], str | None] | None = None) -> FileDigests:
+    def import_file(
+        self,
+        path: Path,
+        *,
+        sha256_of: Callable[[Digest], str | None] | None = None,
+        observe: Callable[[bytes], object] | None = None,
+        link: bool = False,
+    ) -> FileDigests:
         """Store a copy of the regular file at `path`; sharing its blocks where the disk can.
+
+        `observe` is given every byte in order, in a thread of its own, in the pass that hashes. `link` allows a hard link to the original,
+        which is made read-only, where blocks cannot be shared and the file systems allow it.
 
         Bytes that are stored already are only read; `sha256_of`, asked for the SHA-256 that somebody recorded when they were
         stored first, then spares most of the work. `NotFoundError` when there is no such file, `InputError` when it is not
@@ -49,24 +62,28 @@ class Store(Protocol):
         """
         ...
 
-    def has_file(self, digest: Digest) -> bool:
+    def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
         """Whether a regular file is stored under `digest`; says nothing about its bytes."""
         ...
 
-    def open_file(self, digest: Digest) -> BinaryIO:
-        """Open a stored file for reading; its bytes are not verified."""
+    def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
+        """Open a stored file or pack for reading; its bytes are not verified."""
+        ...
+
+    def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of a stored file or pack, not verified; `IntegrityError` when it ends before that."""
         ...
 
     def file_path(self, digest: Digest) -> Path:
         """A real, read-only file that holds these bytes and may be mapped or linked; they are not verified."""
         ...
 
-    def file_size(self, digest: Digest) -> int:
-        """Length of a stored file in bytes."""
+    def file_size(self, digest: Digest, *, area: ByteArea = "files") -> int:
+        """Length of a stored file or pack in bytes."""
         ...
 
-    def verify_file(self, digest: Digest) -> None:
-        """Read a stored file; `IntegrityError` unless its bytes have this digest."""
+    def verify_file(self, digest: Digest, *, area: ByteArea = "files") -> None:
+        """Read a stored file or pack; `IntegrityError` unless its bytes have this digest."""
         ...
 
     def put(self, area: Area, data: bytes) -> Digest:
