@@ -40,6 +40,7 @@ def refusal(path: Path, limits: Limits | None = None) -> ModelError:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.row(1)
 def test_file_too_small_for_a_length(tmp_path: Path, size: int) -> None:
     """A file of fewer than 8 bytes is `header_too_small`."""
     (tmp_path / "x").write_bytes(bytes(size))
@@ -55,6 +56,7 @@ def test_file_too_small_for_a_length(tmp_path: Path, size: int) -> None:
         (10_000, "truncated"),
     ],
 )
+@pytest.mark.row(2, 3)
 def test_length_beyond_the_file(tmp_path: Path, length: int, code: str) -> None:
     """A length that is too large or goes beyond the file is refused before anything of that size is allocated."""
     path = tmp_path / "x"
@@ -71,6 +73,7 @@ def test_length_too_short_for_an_object(tmp_path: Path, length: int) -> None:
     assert refusal(tmp_path / "x").code == "header_too_small"
 
 
+@pytest.mark.row(3)
 def test_header_limit_is_adjustable(tmp_path: Path) -> None:
     """A header over a given limit is refused, and one just at it is read."""
     path = write(tmp_path, GOOD, bytes(16))
@@ -79,6 +82,7 @@ def test_header_limit_is_adjustable(tmp_path: Path) -> None:
     assert refusal(path, Limits(header=size - 1)).code == "header_too_large"
 
 
+@pytest.mark.row(4)
 def test_a_million_tensors(tmp_path: Path) -> None:
     """A legal header of very many empty tensors is refused in under a second."""
     one = b'"%06d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
@@ -98,6 +102,7 @@ def test_as_many_tensors_under_another_spelling() -> None:
 
 
 @pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
+@pytest.mark.row(5)
 def test_deep_nesting(tmp_path: Path, bracket: bytes) -> None:
     """100,000 levels of nesting are a refusal, not a RecursionError."""
     path = write(tmp_path, b'{"w":' + bracket * 100_000 + b"}")
@@ -123,6 +128,7 @@ def test_deep_nesting(tmp_path: Path, bracket: bytes) -> None:
         b'{"w":' + b"9" * 5000 + b"}",
     ],
 )
+@pytest.mark.row(6)
 def test_not_the_json_it_should_be(tmp_path: Path, text: bytes) -> None:
     """A byte-order mark, a leading space, something behind the object, bad UTF-8 or no JSON at all is refused."""
     assert refusal(write(tmp_path, text)).code in {"bad_header", "bad_tensor"}
@@ -142,6 +148,7 @@ def test_trailing_spaces_are_padding(tmp_path: Path) -> None:
         b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"\\u0077":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     ],
 )
+@pytest.mark.row(7)
 def test_duplicate_keys(tmp_path: Path, text: bytes) -> None:
     """A key that is there twice is refused at every level, also in another spelling."""
     assert refusal(write(tmp_path, text, b"\0")).code == "duplicate_key"
@@ -164,6 +171,7 @@ def test_duplicate_keys(tmp_path: Path, text: bytes) -> None:
         ({"a": {"dtype": "U8", "shape": [4], "data_offsets": "04"}}, 4, "bad_offsets"),
     ],
 )
+@pytest.mark.row(8)
 def test_places_that_do_not_cover_the_data(tmp_path: Path, header: dict[str, Any], size: int, code: str) -> None:
     """Overlaps, aliases, holes, and offsets that are negative, reversed or no whole numbers are refused."""
     assert refusal(write(tmp_path, header, bytes(size))).code == code
@@ -184,12 +192,14 @@ def test_places_that_do_not_cover_the_data(tmp_path: Path, header: dict[str, Any
         ([], "size_mismatch"),
     ],
 )
+@pytest.mark.row(9)
 def test_shapes_that_lie(tmp_path: Path, shape: Any, code: str) -> None:
     """Shapes that are negative, no whole numbers, wrap around 64 bits, or do not fit their bytes are refused."""
     assert refusal(write(tmp_path, {"a": entry(0, 4, shape)}, bytes(4))).code == code
 
 
 @pytest.mark.parametrize("dtype", ["F128", "f32", "", 7, None, ["F32"]])
+@pytest.mark.row(10)
 def test_unknown_dtype(tmp_path: Path, dtype: Any) -> None:
     """A dtype that the format has not is refused, with the list of those it has."""
     error = refusal(write(tmp_path, {"a": entry(0, 4, dtype=dtype)}, bytes(4)))
@@ -197,11 +207,13 @@ def test_unknown_dtype(tmp_path: Path, dtype: Any) -> None:
     assert "BF16" in error.message
 
 
+@pytest.mark.row(10)
 def test_elements_that_do_not_fill_bytes(tmp_path: Path) -> None:
     """Three 4-bit elements do not fill whole bytes."""
     assert refusal(write(tmp_path, {"a": entry(0, 2, [3], "F4")}, bytes(2))).code == "misaligned"
 
 
+@pytest.mark.row(11)
 def test_empty_tensor_with_a_huge_dimension(tmp_path: Path) -> None:
     """A tensor of shape [0, 2^40] is accepted as empty."""
     header = read_header(write(tmp_path, {"z": entry(0, 0, [0, 1 << 40], "F32"), "a": entry(0, 4)}, bytes(4)))
@@ -209,6 +221,7 @@ def test_empty_tensor_with_a_huge_dimension(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "code"), [(15, "truncated"), (17, "trailing_bytes"), (0, "truncated")])
+@pytest.mark.row(12)
 def test_data_too_short_or_too_long(tmp_path: Path, size: int, code: str) -> None:
     """One byte less than the tensors need is `truncated`, one more is `trailing_bytes`."""
     assert refusal(write(tmp_path, GOOD, bytes(size))).code == code
@@ -217,6 +230,7 @@ def test_data_too_short_or_too_long(tmp_path: Path, size: int, code: str) -> Non
 @pytest.mark.parametrize(
     "name", ["", "a\0b", "a\nb", "\x1b[31mred", "a\u202eb", "a\u2066b", "\x85", "\x7f", "\ud800", "n" * 1_000_000]
 )
+@pytest.mark.row(13)
 def test_hostile_tensor_names(tmp_path: Path, name: str) -> None:
     """Names that are empty, huge, or change a terminal are refused, and the message shows them escaped."""
     error = refusal(write(tmp_path, {name: entry(0, 4)}, bytes(4)))
@@ -232,6 +246,7 @@ def test_names_that_are_only_unusual(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {"a": None}, {"a": {"b": "c"}}, [], "x", {"a": "x" * (1 << 20)}, None])
+@pytest.mark.row(14)
 def test_metadata_that_is_not_strings_or_too_much(tmp_path: Path, metadata: Any) -> None:
     """`__metadata__` is a map of strings of at most 1 MiB."""
     assert refusal(write(tmp_path, {"__metadata__": metadata, **GOOD}, bytes(16))).code == "bad_metadata"

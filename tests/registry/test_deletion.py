@@ -8,6 +8,7 @@ from modelyard.errors import ConflictError, NotFoundError, RefError
 from registry.registry_helpers import DATA, Bench
 
 
+@pytest.mark.row(34)
 def test_a_version_that_is_held_is_refused_with_its_holders(any_bench: Bench) -> None:
     """A branch, tag, alias, rollback, deployment or derived version holds a version; the refusal lists them all."""
     bench = any_bench
@@ -48,6 +49,7 @@ def test_a_version_that_nothing_holds_goes(any_bench: Bench) -> None:
     assert bench.data("4").number == 4
 
 
+@pytest.mark.row(34)
 def test_force_takes_the_names_and_leaves_the_bytes(any_bench: Bench) -> None:
     """Forced, a version loses its tags and aliases, its branch moves to the nearest parent left, and its bytes stay."""
     bench = any_bench

@@ -47,6 +47,7 @@ def test_the_log_of_a_version_is_its_branch(bench: Bench) -> None:
     assert [entry.action for entry in bench.yard.log(f"{DATA}@stable")] == ["tag"]
 
 
+@pytest.mark.row(51)
 def test_a_clock_that_jumps_changes_no_order(bench: Bench) -> None:
     """Versions and the log are ordered by sequence, whatever the clock says; times are kept for people."""
     now = datetime(2036, 1, 1, tzinfo=UTC)

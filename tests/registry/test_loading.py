@@ -43,6 +43,7 @@ def test_an_adapter_finds_its_base_by_lineage(bench: Bench) -> None:
         bench.yard.load(lone)
 
 
+@pytest.mark.row(42)
 def test_a_damaged_model_is_not_loaded(bench: Bench) -> None:
     """A flipped bit in the stored weights is found before a library reads them."""
     made = bench.yard.commit(save_model(bench.folder / "llama"), "team/model")

@@ -42,6 +42,7 @@ HOSTILE = [
     "name", [*HOSTILE, "\u0430dmin", "é", "a--b", "a..b", ".hidden", "x.git", "", " a", "a b", "a@b", "a/b/c"]
 )
 @pytest.mark.parametrize("place", ["ns/{}", "{}/name"])
+@pytest.mark.row(27, 29, 30)
 def test_hostile_repo_names_are_refused(name: str, place: str) -> None:
     """A repo's name follows the Hub's rules; the refusal names the allowed pattern and prints nothing unprintable."""
     with pytest.raises(RefError) as error:
@@ -68,6 +69,7 @@ def test_repo_names_have_a_namespace_that_is_not_reserved(name: str) -> None:
     "name",
     [*HOSTILE, "v7", "V7", "v0", "deadbeef", "DEADBEEF", "0" * 64, "12345678", "latest", "Latest", "a/b", "a@b", ""],
 )
+@pytest.mark.row(30, 35)
 def test_hostile_ref_names_are_refused(name: str) -> None:
     """A ref may not look like a number, a digest, `latest`, an option, or anything that a shell or page reads."""
     with pytest.raises(RefError) as error:
@@ -101,6 +103,7 @@ def test_plain_ref_names_are_fine(name: str) -> None:
         ),
     ],
 )
+@pytest.mark.row(27)
 def test_hostile_paths_are_refused(path: str) -> None:
     """A file's name must mean the same file on every system and in every URL."""
     with pytest.raises(RefError) as error:
@@ -129,6 +132,7 @@ def test_plain_paths_are_fine(path: str) -> None:
         ["same", "same"],
     ],
 )
+@pytest.mark.row(28)
 def test_paths_that_are_one_file_somewhere_are_refused(paths: list[str]) -> None:
     """Two names that fold or normalize to one would overwrite each other on macOS or Windows."""
     with pytest.raises(RefError, match="on some systems"):
@@ -143,6 +147,7 @@ def test_a_folder_may_hold_many_files() -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"), [({"a": 1}, ""), ({1: "a"}, ""), ([], ""), ({"a": "\0"}, ""), ({}, "a\0"), ({}, "\udc80")]
 )
+@pytest.mark.row(30)
 def test_metadata_that_a_database_cannot_keep_is_refused(metadata: object, message: str) -> None:
     """Metadata and messages are text that both databases can keep."""
     with pytest.raises(InputError):

@@ -83,6 +83,7 @@ def test_the_loser_is_told_the_winner(any_bench: Bench) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # pytest-xdist's threads
+@pytest.mark.row(32)
 def test_exactly_one_of_twelve_processes_wins_each_round(any_bench: Bench) -> None:
     """Twelve processes promote with the same expectation at once: one wins, eleven are told a holder, round after round."""
     bench = any_bench
@@ -167,6 +168,7 @@ def test_what_is_promoted_can_be_loaded(bench: Bench) -> None:
         bench.yard.promote(one, "production")
 
 
+@pytest.mark.row(33)
 def test_a_gate_lets_only_evidence_pass(any_bench: Bench) -> None:
     """Without reports, with bad ones and with too few the alias stays; the refusal carries the verdict."""
     bench, yard = any_bench, gated(any_bench)
@@ -234,6 +236,7 @@ def test_a_gate_that_moved_meanwhile_does_not_let_a_promotion_through(bench: Ben
     assert holder(yard) == 2
 
 
+@pytest.mark.row(33)
 def test_reports_of_other_versions_are_refused(bench: Bench) -> None:
     """A report belongs to the version it was made of; a data set it names is in the yard; it holds no NaN."""
     one, two, data = bench.model(1.0), bench.model(2.0), bench.data()

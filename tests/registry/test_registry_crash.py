@@ -41,6 +41,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize(("when", "what", "nth"), [*OLD, *IN_SQL, *NEW])
+@pytest.mark.row(37)
 def test_an_interrupted_command_leaves_the_old_state_or_the_new_one(
     bench: Bench, when: str, what: str, nth: int
 ) -> None:
@@ -69,6 +70,7 @@ def test_an_interrupted_command_leaves_the_old_state_or_the_new_one(
     ]
 
 
+@pytest.mark.row(37)
 def test_an_acknowledged_commit_survives_kill_9(bench: Bench) -> None:
     """A promise: once a commit has returned, killing the process changes nothing."""
     context = processes()

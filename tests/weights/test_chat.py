@@ -113,6 +113,7 @@ def test_a_template_that_refuses_is_a_request_error() -> None:
         ("{% for i in range(99999) %}{{ 'x' * 100 }}{% endfor %}", "more than"),
     ],
 )
+@pytest.mark.row(23)
 def test_a_broken_or_hostile_template_is_a_model_error(template: str, words: str) -> None:
     """A template's own faults, escapes from the sandbox and floods of text are errors of the model, not crashes."""
     with pytest.raises(ModelError, match=words):

@@ -59,6 +59,7 @@ def test_sound_folder_passes(folder: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["../x.safetensors", "/etc/passwd", "C:\\x", "\\\\host\\share", "a/../../x", "", ".", "x\0.safetensors"]
 )
+@pytest.mark.row(16)
 def test_index_that_points_out(folder: Path, path: str) -> None:
     """A weight map with a path out of the folder, a drive or a UNC share is refused before that file is touched."""
     write_index(folder, {"a": path})
@@ -75,6 +76,7 @@ def test_index_that_points_out(folder: Path, path: str) -> None:
         ({}, None),
     ],
 )
+@pytest.mark.row(17)
 def test_index_that_disagrees_with_its_shards(folder: Path, weight_map: dict[str, str], said: str | None) -> None:
     """A missing shard, a tensor in another shard, or in none, is listed. An index of nothing names nothing wrong."""
     write_index(folder, weight_map)
@@ -107,6 +109,7 @@ def test_json_that_is_none(folder: Path, text: bytes) -> None:
     "name", ["pytorch_model.bin", "model-00001-of-00002.safetensors", "notes.txt", "tokenizer.model"]
 )
 @pytest.mark.parametrize("data", [torch_pickle(), pickle.dumps({"a": 1}), pickle.dumps({"a": [1, "x"]}, protocol=0)])
+@pytest.mark.row(19, 20)
 def test_pickle_is_found_by_content(folder: Path, name: str, data: bytes) -> None:
     """A pickle is refused under every name and in every protocol, with the command that converts it."""
     (folder / name).write_bytes(data)
@@ -161,6 +164,7 @@ def test_ordinary_text_is_no_pickle(text: bytes) -> None:
         ("model-00001-of-00002.safetensors", b"", "header_too_small"),
     ],
 )
+@pytest.mark.row(19)
 def test_what_is_no_model_file(folder: Path, name: str, data: bytes, code: str) -> None:
     """A git-lfs pointer, a web page, an archive and an unknown weights file are named as such."""
     (folder / name).write_bytes(data)
@@ -190,6 +194,7 @@ def test_safetensors_under_another_name(folder: Path, name: str) -> None:
         ("adapter_config.json", {"auto_mapping": {"parent_library": "evil", "base_model_class": "X"}}),
     ],
 )
+@pytest.mark.row(22)
 def test_code_from_elsewhere_is_refused(folder: Path, name: str, value: dict[str, Any]) -> None:
     """A configuration that asks for code outside of transformers is refused, and the message names the key."""
     (folder / name).write_text(json.dumps(value))

@@ -133,6 +133,7 @@ class Bomb:
         return (open, (self.path, "w"))
 
 
+@pytest.mark.row(20)
 def test_code_in_a_pickle_does_not_run(folder: Path, tmp_path: Path) -> None:
     """A pickle that needs code is refused as such, and its code did not run."""
     torch.save({"w": W, "x": Bomb(str(folder / "ran"))}, folder / "pytorch_model.bin")
@@ -142,6 +143,7 @@ def test_code_in_a_pickle_does_not_run(folder: Path, tmp_path: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.row(20)
 def test_compressed_archive_is_refused(folder: Path) -> None:
     """A zip that unpacks to more than it is, is refused before anything is unpickled."""
     made = io.BytesIO()

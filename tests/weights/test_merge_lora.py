@@ -226,6 +226,7 @@ def test_head_prefix_may_differ(tmp_path: Path, disk: str, adapter: str) -> None
     assert made.changes[0].tensor == f"{disk}.weight"
 
 
+@pytest.mark.row(25)
 def test_no_match_lists_names(tmp_path: Path) -> None:
     """An adapter of another architecture is an error that shows names from both sides."""
     error = refusal(tmp_path, adapter={"tensors": factors("encoder.block.0.q", 8, 6)})
@@ -295,6 +296,7 @@ def test_unsupported_options_are_refused(tmp_path: Path, config: dict[str, Any],
         ({k: v.astype(np.float64) for k, v in factors(f"{LAYER}up", 8, 6).items()}, 2, "unsupported_dtype"),
     ],
 )
+@pytest.mark.row(25)
 def test_factors_that_do_not_fit(tmp_path: Path, tensors: dict[str, Any], r: int, code: str) -> None:
     """A rank of zero, one beyond the layer, another shape or dtype is refused with what was expected and found."""
     assert refusal(tmp_path, adapter={"tensors": tensors, "r": r}).code == code
@@ -302,6 +304,7 @@ def test_factors_that_do_not_fit(tmp_path: Path, tensors: dict[str, Any], r: int
 
 @pytest.mark.parametrize("module", ["lm_head"])
 @pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.row(26)
 def test_one_side_of_tied_embeddings(tmp_path: Path, module: str, stored: bool) -> None:
     """A LoRA on the output layer of a tied model is refused, whether the layer is stored or not."""
     base = {"model.embed_tokens.weight": floats(10, 6)} | ({"lm_head.weight": floats(10, 6)} if stored else {})
@@ -333,6 +336,7 @@ def test_quantized_base_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "code"), [("base", np.nan, "nan_result"), ("factor", 3e38, "infinite_result")]
 )
+@pytest.mark.row(26, 15)
 def test_result_that_is_no_number(tmp_path: Path, where: str, value: float, code: str) -> None:
     """A NaN, or a sum beyond the dtype, is refused by the tensor's name, and no output is left."""
     base, tensors = floats(8, 6), factors(f"{LAYER}up", 8, 6)
