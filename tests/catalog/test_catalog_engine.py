@@ -67,6 +67,7 @@ def test_the_default_wait_is_thirty_seconds(tmp_path: Path) -> None:
         assert connection.execute(text("PRAGMA busy_timeout")).scalar() == 30_000
 
 
+@pytest.mark.row(40)
 def test_a_full_disk_is_typed_and_reads_go_on(catalog: Catalog) -> None:
     """When SQLite runs out of space the write is undone, the error is NoSpaceError, and reading works."""
     with catalog.write(author="a", at=NOW) as tx:
@@ -84,6 +85,7 @@ def test_a_full_disk_is_typed_and_reads_go_on(catalog: Catalog) -> None:
         assert repos.names(connection) == [("model", "t/kept")]
 
 
+@pytest.mark.row(42)
 def test_a_damaged_file_is_an_integrity_error(tmp_path: Path) -> None:
     """A catalog file that is not a database is named as damaged."""
     (tmp_path / "catalog.db").write_bytes(b"not a database at all" * 1000)

@@ -16,7 +16,7 @@ from modelyard.errors import InputError, YardError
 
 __all__ = ["HEAD", "KNOWN", "check", "current", "upgrade"]
 
-KNOWN = ("0001",)
+KNOWN = ("0001", "0002")
 """Every revision this program knows, oldest first; a test compares it with the migrations folder."""
 
 HEAD = KNOWN[-1]

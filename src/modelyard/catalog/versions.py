@@ -5,20 +5,26 @@ Paths and digests are text here; what a manifest is, and whether the bytes exist
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import CTE, Connection, Row, Select, insert, select, update
 
 from modelyard.catalog.repos import RepoRecord
-from modelyard.catalog.schema import lineage, repos, version_files, versions
+from modelyard.catalog.schema import lineage, repos, version_files, version_metadata, versions
+from modelyard.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from modelyard.catalog.transaction import Transaction
 
 __all__ = [
+    "COLLECTED",
+    "DELETED",
+    "LIVE",
     "FileRecord",
     "VersionRecord",
     "ancestry",
@@ -35,9 +41,14 @@ __all__ = [
     "recorded_sha256",
     "save",
     "set_deleted",
+    "state",
 ]
 
 _CHUNK = 500  # rows asked for by one IN list; both databases take far more
+_INDEXED = 256  # characters; PostgreSQL's index entries end at 2,704 bytes
+
+LIVE, DELETED, COLLECTED = 0, 1, 2
+"""What `versions.deleted` says: here; its name is gone and can come back; its bytes are gone, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,8 @@ class VersionRecord:
     deleted: bool
     files: tuple[FileRecord, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
+    derivation: str | None = None
+    collected: bool = False
 
 
 def save(
@@ -85,8 +98,13 @@ def save(
     metadata: str,
     files: Sequence[FileRecord],
     edges: Sequence[tuple[str, str]],
+    derivation: str | None = None,
 ) -> int:
-    """Write a version's rows; returns its `seq`."""
+    """Write a version's rows; returns its `seq`.
+
+    `metadata` is a JSON object of text to text, by which `in_repo` can filter. `derivation` is JSON text or None: what the
+    committer says the files were computed by.
+    """
     seq = tx.next("version")
     tx.connection.execute(
         insert(versions).values(
@@ -102,9 +120,16 @@ def save(
             message=message,
             metadata=metadata,
             size=sum(file.size for file in files),
-            deleted=0,
+            deleted=LIVE,
+            derivation=derivation,
         )
     )
+    keys = [
+        {"version_seq": seq, "key": _indexed(key), "value": _indexed(value)}
+        for key, value in json.loads(metadata).items()
+    ]
+    if keys:
+        tx.connection.execute(insert(version_metadata), keys)
     rows = [
         {"version_seq": seq, "position": position, "path": file.path, "size": file.size}
         | {"blake3": file.blake3, "sha256": file.sha256, "git_blob": file.git_blob}
@@ -120,14 +145,41 @@ def save(
     return seq
 
 
-def set_deleted(tx: Transaction, seq: int, *, deleted: bool) -> None:
-    """Hide a version's name, or bring it back; its rows and bytes stay."""
-    tx.connection.execute(update(versions).where(versions.c.seq == seq).values(deleted=int(deleted)))
+def set_deleted(tx: Transaction, seq: int, *, deleted: bool | int, stored: bool = False) -> None:
+    """Say whether a version is here (False or 0), deleted (True or 1) or collected (2); its rows stay.
+
+    Args:
+        tx: A write transaction.
+        seq: The version.
+        deleted: What it becomes. A collected version that is deleted again stays collected.
+        stored: Every file of it is in the store again, as a commit of the same files knows: a collected version may
+            come back.
+
+    Raises:
+        NotFoundError: A collected version cannot come back otherwise.
+    """
+    was, now = state(tx.connection, seq), int(deleted)
+    if was == COLLECTED and now == LIVE and not stored:
+        raise NotFoundError("the version cannot come back: its bytes were collected", hint="commit its files again")
+    if was == COLLECTED and now == DELETED:
+        return
+    if was != now:
+        tx.connection.execute(update(versions).where(versions.c.seq == seq).values(deleted=now))
+
+
+def state(connection: Connection, seq: int) -> int:
+    """`LIVE`, `DELETED` or `COLLECTED`."""
+    return int(connection.execute(select(versions.c.deleted).where(versions.c.seq == seq)).scalar_one())
 
 
 def is_deleted(connection: Connection, seq: int) -> bool:
-    """Whether a version was deleted."""
-    return bool(connection.execute(select(versions.c.deleted).where(versions.c.seq == seq)).scalar_one())
+    """Whether a version was deleted, collected or not."""
+    return state(connection, seq) != LIVE
+
+
+def _indexed(text: str) -> str:
+    """A key or value as `version_metadata` holds it: itself, or its digest where an index would not take it."""
+    return text if len(text) <= _INDEXED else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def by_number(connection: Connection, repo_id: int, number: int) -> int | None:
@@ -164,19 +216,39 @@ def by_digest(connection: Connection, digests: Iterable[str]) -> list[int]:
 
 def latest(connection: Connection, repo_id: int) -> int | None:
     """The `seq` of the highest number that is not deleted."""
-    query = select(versions.c.seq).where(versions.c.repo_id == repo_id, versions.c.deleted == 0)
+    query = select(versions.c.seq).where(versions.c.repo_id == repo_id, versions.c.deleted == LIVE)
     return connection.execute(query.order_by(versions.c.number.desc()).limit(1)).scalar_one_or_none()
 
 
 def in_repo(
-    connection: Connection, repo_id: int, *, limit: int | None = None, before: int | None = None, deleted: bool = False
+    connection: Connection,
+    repo_id: int,
+    *,
+    limit: int | None = None,
+    before: int | None = None,
+    deleted: bool = False,
+    where: Mapping[str, str] | None = None,
 ) -> list[VersionRecord]:
-    """A repo's versions, highest number first, with numbers below `before`; three queries, however many there are."""
+    """A repo's versions, highest number first, with numbers below `before`; three queries, however many there are.
+
+    Args:
+        connection: A transaction.
+        repo_id: The repo.
+        limit: At most so many.
+        before: Only those with smaller numbers.
+        deleted: Also those that are deleted.
+        where: Only those whose metadata has each of these keys with this very value.
+    """
     query = select(versions.c.seq).where(versions.c.repo_id == repo_id)
     if not deleted:
-        query = query.where(versions.c.deleted == 0)
+        query = query.where(versions.c.deleted == LIVE)
     if before is not None:
         query = query.where(versions.c.number < before)
+    for key, value in (where or {}).items():
+        has = select(version_metadata.c.version_seq).where(
+            version_metadata.c.key == _indexed(key), version_metadata.c.value == _indexed(value)
+        )
+        query = query.where(versions.c.seq.in_(has))
     query = query.order_by(versions.c.number.desc())
     if limit is not None:
         query = query.limit(limit)
@@ -227,6 +299,8 @@ def _record(row: Row[tuple[object, ...]], files: list[FileRecord], edges: list[t
         deleted=bool(row.deleted),
         files=tuple(files),
         lineage=tuple(edges),
+        derivation=row.derivation,
+        collected=row.deleted == COLLECTED,
     )
 
 
@@ -240,7 +314,7 @@ def children(connection: Connection, digests: Iterable[str], *, deleted: bool = 
         )
         query = query.where(lineage.c.target.in_(wanted[start : start + _CHUNK]))
         if not deleted:
-            query = query.where(versions.c.deleted == 0)
+            query = query.where(versions.c.deleted == LIVE)
         found.update((row.id, row.type, row.target) for row in connection.execute(query))
     return sorted(found)
 

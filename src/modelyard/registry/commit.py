@@ -192,7 +192,7 @@ def _write(
     ]
     if known:
         seq, number = known[0].seq, known[0].number
-        versions.set_deleted(tx, seq, deleted=False)
+        versions.set_deleted(tx, seq, deleted=False, stored=True)
     else:
         number = repos.next_number(tx, repo.id)
         seq = versions.save(
