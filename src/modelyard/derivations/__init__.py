@@ -13,8 +13,22 @@ array([[ 7., 13.]], dtype=float32)
 from modelyard.derivations.cast import apply_cast
 from modelyard.derivations.lora import Lora, apply_lora, lora_scale
 from modelyard.derivations.numbers import STORAGE, Workspace, check_arithmetic
+from modelyard.derivations.params import cast_params, lora_params
+from modelyard.derivations.replay import replay
 
-__all__ = ["OPERATIONS", "STORAGE", "Lora", "Workspace", "apply_cast", "apply_lora", "check_arithmetic", "lora_scale"]
+__all__ = [
+    "OPERATIONS",
+    "STORAGE",
+    "Lora",
+    "Workspace",
+    "apply_cast",
+    "apply_lora",
+    "cast_params",
+    "check_arithmetic",
+    "lora_params",
+    "lora_scale",
+    "replay",
+]
 
 OPERATIONS = ("lora/1", "cast/1")
 """The operations that exist. Reserved for later: linear/1, ties/1, dare/1."""

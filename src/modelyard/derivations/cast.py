@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from modelyard.derivations.numbers import Array, Workspace, check_arithmetic, check_range, narrow, storage, widen
+from modelyard.derivations.numbers import Array, Workspace, check_arithmetic, check_range, narrow, share, storage, widen
 from modelyard.errors import InputError
 
 __all__ = ["apply_cast", "cast_block"]
@@ -35,7 +35,7 @@ def cast_block(source: Array, from_: str, out: Array, to: str, workspace: Worksp
     return overflow
 
 
-def apply_cast(source: Array, from_: str, to: str, *, block_elements: int = _BLOCK_ELEMENTS) -> Array:
+def apply_cast(source: Array, from_: str, to: str, *, block_elements: int = _BLOCK_ELEMENTS, threads: int = 1) -> Array:
     """`cast/1` on a whole tensor in memory, of any shape.
 
     Args:
@@ -43,6 +43,7 @@ def apply_cast(source: Array, from_: str, to: str, *, block_elements: int = _BLO
         from_: F32, F16 or BF16.
         to: F32, F16 or BF16.
         block_elements: How many elements are worked on at once; cannot change a bit.
+        threads: How many threads share the elements; cannot change a bit.
 
     Raises:
         InputError: As `cast_block`; also when `source` is not kept in the right numpy type.
@@ -51,8 +52,12 @@ def apply_cast(source: Array, from_: str, to: str, *, block_elements: int = _BLO
         raise InputError(f"{from_} elements are kept as {storage(from_)}, not {source.dtype}", code="unsupported_dtype")
     flat = np.ascontiguousarray(source).reshape(-1)
     out = np.empty(flat.size, storage(to))
-    workspace = Workspace(min(block_elements, max(flat.size, 1)))
-    for start in range(0, flat.size, workspace.elements):
-        part = np.s_[start : start + workspace.elements]
-        cast_block(flat[part], from_, out[part], to, workspace)
+
+    def work(start: int, end: int) -> None:
+        workspace = Workspace(min(block_elements, end - start))
+        for first in range(start, end, workspace.elements):
+            part = np.s_[first : min(first + workspace.elements, end)]
+            cast_block(flat[part], from_, out[part], to, workspace)
+
+    share(flat.size, threads, work)
     return out.reshape(source.shape)

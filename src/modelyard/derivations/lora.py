@@ -17,7 +17,6 @@ block stays in the cache.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from modelyard.derivations.numbers import (
     check_arithmetic,
     check_range,
     narrow,
+    share,
     storage,
     widen,
 )
@@ -163,12 +163,9 @@ def apply_lora(
     if base.dtype != lora.storage:
         raise InputError(f"{dtype} elements are kept as {lora.storage}, not {base.dtype}", code="unsupported_dtype")
     out = np.empty_like(base)
-    share = -(-max(base.shape[0], 1) // threads)
 
-    def work(row: int) -> None:
-        rows = np.s_[row : row + share]
-        lora.apply(base[rows], out[rows], row, Workspace(block_elements))
+    def work(start: int, end: int) -> None:
+        lora.apply(base[start:end], out[start:end], start, Workspace(block_elements))
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(0, base.shape[0], share)))
+    share(base.shape[0], threads, work)
     return out

@@ -11,6 +11,7 @@ ties to even, overflow to infinity, subnormals kept: what the format's definitio
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 from modelyard.errors import InputError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["STORAGE", "Array", "Workspace", "check_arithmetic", "check_range", "narrow", "storage", "widen"]
+__all__ = ["STORAGE", "Array", "Workspace", "check_arithmetic", "check_range", "narrow", "share", "storage", "widen"]
 
 Array = NDArray[Any]
 
@@ -49,6 +50,18 @@ class Workspace:
         self.sums = np.empty(elements, np.float32)
         self.terms = np.empty(elements, np.float32)
         self.values = np.empty(elements, np.float32)
+
+
+def share(count: int, threads: int, work: Callable[[int, int], object]) -> None:
+    """Call `work(start, end)` for consecutive parts of `range(count)`, one for each thread; none when it is empty."""
+    part = -(-count // max(threads, 1))
+    parts = [(start, min(start + part, count)) for start in range(0, count, part or 1)]
+    if len(parts) < 2:
+        for start, end in parts:
+            work(start, end)
+        return
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(work, *zip(*parts, strict=True)))
 
 
 def storage(dtype: str) -> np.dtype[Any]:

@@ -1,0 +1,163 @@
+"""What a derived segment says about its operation: built from values, read back with nothing taken on trust.
+
+Params are plain JSON of strings, integers, lists and objects (`docs/design/store-format.md`, "Derived segments"); numbers
+that are binary32 are the 8 hex digits of their bits, so reading them back loses nothing. They come out of a pack that
+anybody may have written, so `Params` checks each one's type and range before it is used. This module computes nothing.
+
+>>> lora_params("BF16", (2, 3), rank=4, scale=2.0, a_dtype="F32", b_dtype="F32")["scale"]
+'40000000'
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelyard.derivations.numbers import STORAGE
+from modelyard.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Params", "binary32_text", "cast_params", "lora_params"]
+
+_LARGEST = 2**53 - 1
+_BITS = re.compile(r"[0-9a-f]{8}")
+
+
+def binary32_text(value: float) -> str:
+    """The 8 hex digits of the binary32 nearest to `value`.
+
+    >>> binary32_text(1.0), binary32_text(-0.5)
+    ('3f800000', 'bf000000')
+
+    Raises:
+        InputError: `bad_number`, when that is not finite.
+    """
+    with np.errstate(all="ignore"):
+        rounded = np.float32(value)
+    if not np.isfinite(rounded):
+        raise InputError(f"{value!r} is not a finite binary32 number", code="bad_number")
+    return f"{int(rounded.view(np.uint32)):08x}"
+
+
+def lora_params(
+    dtype: str,
+    shape: tuple[int, int],
+    *,
+    rank: int,
+    scale: float,
+    a_dtype: str,
+    b_dtype: str,
+    row: int = 0,
+    rows: int | None = None,
+    transposed: bool = False,
+) -> dict[str, Any]:
+    """Params of `lora/1`, without `roles` (which are `w`, the segment's part of the weight, and all of `a` and `b`).
+
+    Args:
+        dtype: Of the weight and the result.
+        shape: Rows and columns of this segment, as it lies in the file.
+        rank: Of the adapter.
+        scale: See `lora_scale`; rounded to binary32, which changes nothing for what that gives.
+        a_dtype: What A is stored as, shape (r, in).
+        b_dtype: What B is stored as, shape (out, r).
+        row: Which row of the tensor this segment starts with.
+        rows: How many rows the whole tensor has; this segment's, if not given.
+        transposed: The weight is stored (in, out).
+
+    Raises:
+        InputError: `bad_number`, for a scale that is not finite.
+    """
+    return {
+        "operation": "lora/1",
+        "dtype": dtype,
+        "shape": list(shape),
+        "row": row,
+        "rows": shape[0] if rows is None else rows,
+        "rank": rank,
+        "a_dtype": a_dtype,
+        "b_dtype": b_dtype,
+        "scale": binary32_text(scale),
+        "transposed": int(transposed),
+    }
+
+
+def cast_params(from_: str, to: str) -> dict[str, Any]:
+    """Params of `cast/1`, without `roles` (which is `x`)."""
+    return {"operation": "cast/1", "dtype": to, "from": from_}
+
+
+class Params:
+    """The params of one derived segment, read value by value.
+
+    Every method raises `IntegrityError` (`bad_derivation`), naming the key, for a value that is missing or not what it says.
+    """
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+        self.operation = self.text("operation")
+
+    def refuse(self, why: str) -> IntegrityError:
+        """The error for something that makes no sense; the caller raises it."""
+        name = str(self._params.get("operation"))[:40] if hasattr(self, "operation") else "a derivation"
+        return IntegrityError(f"a derived segment cannot be computed: {name!r}: {why}", code="bad_derivation")
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self._params.get(key)
+        if type(value) is not str:
+            raise self.refuse(f"`{key}` is not a string")
+        return value
+
+    def integer(self, key: str, least: int = 0, most: int = _LARGEST) -> int:
+        """An integer from `least` to `most`."""
+        return self._integer(self._params.get(key), key, least, most)
+
+    def _integer(self, value: Any, key: str, least: int, most: int) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise self.refuse(f"`{key}` is not an integer from {least} to {most}")
+        return value
+
+    def _list(self, key: str, count: int) -> list[Any]:
+        value = self._params.get(key)
+        if not isinstance(value, list | tuple) or len(value) != count:
+            raise self.refuse(f"`{key}` is not a list of {count}")
+        return list(value)
+
+    def shape(self, key: str = "shape") -> tuple[int, int]:
+        """Rows and columns, each at least 1."""
+        rows, columns = (self._integer(value, key, 1, _LARGEST) for value in self._list(key, 2))
+        return rows, columns
+
+    def _dtype(self, value: Any, key: str) -> str:
+        if type(value) is not str or value not in STORAGE:
+            raise self.refuse(f"`{key}` is not F32, F16 or BF16")
+        return value
+
+    def dtype(self, key: str = "dtype") -> str:
+        """The name of a dtype that exact operations take."""
+        return self._dtype(self._params.get(key), key)
+
+    def dtypes(self, key: str, count: int) -> list[str]:
+        """A list of `count` such names."""
+        return [self._dtype(value, key) for value in self._list(key, count)]
+
+    def _number(self, value: Any, key: str) -> np.float32:
+        if type(value) is not str or not _BITS.fullmatch(value):
+            raise self.refuse(f"`{key}` is not the 8 hex digits of a binary32")
+        number = np.uint32(int(value, 16)).view(np.float32)
+        if not math.isfinite(number):
+            raise self.refuse(f"`{key}` is not finite")
+        return np.float32(number)
+
+    def number(self, key: str) -> np.float32:
+        """A finite binary32."""
+        return self._number(self._params.get(key), key)
+
+    def numbers(self, key: str, count: int) -> list[np.float32]:
+        """A list of `count` finite binary32."""
+        return [self._number(value, key) for value in self._list(key, count)]

@@ -1,0 +1,114 @@
+"""One derived segment computed again: its params and its inputs' bytes in, its bytes out.
+
+Params are hostile until checked: every length is compared with what the shape says before anything is allocated, so a pack
+cannot make a reader take more memory than a few times the bytes it was given. Whether the result is the segment, its digest
+says; that is the caller's to check. This module knows no segments, packs or digests.
+
+>>> replay(cast_params("F32", "BF16"), {"x": np.ones(2, np.float32).tobytes()}, size=4).hex()
+'803f803f'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modelyard.derivations.cast import apply_cast
+from modelyard.derivations.lora import apply_lora
+from modelyard.derivations.numbers import STORAGE, Array
+from modelyard.derivations.params import Params, cast_params, lora_params
+from modelyard.errors import IntegrityError
+
+__all__ = ["MAX_SEGMENT", "cast_params", "lora_params", "replay"]
+
+MAX_SEGMENT = 64 << 20
+"""The most bytes that a segment has."""
+
+Roles = Mapping[str, bytes]
+
+
+def replay(params: Mapping[str, Any], roles: Roles, *, size: int, threads: int = 1) -> bytes:
+    """Compute a derived segment.
+
+    Args:
+        params: As the pack's index holds them: `operation`, `dtype` and what the operation needs; `roles` is ignored here.
+        roles: The bytes of each named buffer, joined from the inputs as `params["roles"]` says.
+        size: How many bytes the segment has.
+        threads: How many threads share the work; cannot change a bit.
+
+    Raises:
+        IntegrityError: `unknown_operation`, or `bad_derivation`: the params contradict themselves, the buffers or `size`.
+        InputError: `nan_result` or `flush_to_zero`, as the operation itself.
+    """
+    read = Params(params)
+    compute = _OPERATIONS.get(read.operation)
+    if compute is None:
+        raise IntegrityError(
+            f"a segment is derived by {read.operation[:40]!r}, which this program does not know",
+            code="unknown_operation",
+            hint="a newer modelyard wrote it: upgrade with `pip install -U modelyard`",
+        )
+    if not 0 < size <= MAX_SEGMENT:
+        raise read.refuse(f"a segment of {size} bytes")
+    return compute(read, roles, size, threads)
+
+
+def _take(read: Params, roles: Roles, *names: str) -> list[bytes]:
+    """The buffers of exactly these roles."""
+    if roles.keys() != set(names):
+        raise read.refuse(f"its buffers are not {', '.join(names)}")
+    return [roles[name] for name in names]
+
+
+def _view(read: Params, role: str, data: bytes, dtype: str, *shape: int) -> Array:
+    """A buffer as an array of this shape, without a copy."""
+    count = 1
+    for length in shape:
+        count *= length
+    kept = STORAGE[dtype]
+    if len(data) != count * kept.itemsize:
+        raise read.refuse(f"`{role}` has {len(data)} bytes, and its shape needs {count * kept.itemsize}")
+    return np.frombuffer(data, kept).reshape(shape)
+
+
+def _check_size(read: Params, dtype: str, elements: int, size: int) -> None:
+    if elements * STORAGE[dtype].itemsize != size:
+        raise read.refuse(f"{elements} elements of {dtype} are not the segment's {size} bytes")
+
+
+def _replay_lora(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    dtype, (rows, columns) = read.dtype(), read.shape()
+    _check_size(read, dtype, rows * columns, size)
+    all_rows = read.integer("rows", rows)
+    row = read.integer("row", 0, all_rows - rows)
+    rank = read.integer("rank", 1)
+    transposed = bool(read.integer("transposed", 0, 1))
+    w, a, b = _take(read, roles, "w", "a", "b")
+    weight = _view(read, "w", w, dtype, rows, columns)
+    inner, outer = (all_rows, columns) if transposed else (columns, all_rows)
+    a_dtype, b_dtype = read.dtype("a_dtype"), read.dtype("b_dtype")
+    left, right = _view(read, "a", a, a_dtype, rank, inner), _view(read, "b", b, b_dtype, outer, rank)
+    if transposed:
+        left = left[:, row : row + rows]
+    else:
+        right = right[row : row + rows]
+    # Only the rows at hand are widened: a piece of a large tensor does not pay for all of B again.
+    factors = apply_cast(left, a_dtype, "F32"), apply_cast(right, b_dtype, "F32")
+    out = apply_lora(weight, dtype, *factors, read.number("scale"), transposed=transposed, threads=threads)
+    return out.tobytes()
+
+
+def _replay_cast(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    from_, to = read.dtype("from"), read.dtype()
+    elements = size // STORAGE[to].itemsize
+    _check_size(read, to, elements, size)
+    (x,) = _take(read, roles, "x")
+    return apply_cast(_view(read, "x", x, from_, elements), from_, to, threads=threads).tobytes()
+
+
+_OPERATIONS: Mapping[str, Callable[[Params, Roles, int, int], bytes]] = {
+    "lora/1": _replay_lora,
+    "cast/1": _replay_cast,
+}
