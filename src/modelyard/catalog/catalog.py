@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from modelyard.catalog import engine as engines
 from modelyard.catalog import revision
+from modelyard.catalog.mounts import network_type
 from modelyard.catalog.transaction import Transaction, moment
 from modelyard.errors import InputError
 
@@ -55,7 +56,12 @@ class Catalog:
         weakref.finalize(self, self._engine.dispose)
 
     def init(self, *, have_backup: bool = False) -> Catalog:
-        """Create the tables, or upgrade an older catalog (`revision.upgrade`); running it again changes nothing."""
+        """Create the tables, or upgrade an older catalog (`revision.upgrade`); running it again changes nothing.
+
+        Raises:
+            InputError: `network_file_system`: SQLite on a disk that several hosts share.
+        """
+        self._refuse_network_file_system()
         with engines.translated(self.where):
             revision.upgrade(self._engine, self.where, have_backup=have_backup)
         return self
@@ -64,12 +70,13 @@ class Catalog:
         """Check that there is a catalog of this program's revision.
 
         Raises:
-            InputError: There is none.
+            InputError: There is none, or it is SQLite on a network file system.
             YardError: `catalog_newer` or `catalog_older`, naming both revisions.
         """
         if self._url.drivername == "sqlite" and not Path(self._url.database or "").exists():
             # SQLite would create an empty file.
             revision.check(None, self.where)
+        self._refuse_network_file_system()
         with engines.translated(self.where), self._connect() as connection:
             revision.check(revision.current(connection), self.where)
         return self
@@ -77,6 +84,17 @@ class Catalog:
     def close(self) -> None:
         """Close pooled connections; the object may be used again."""
         self._engine.dispose()
+
+    def _refuse_network_file_system(self) -> None:
+        if self._url.drivername != "sqlite":
+            return
+        found = network_type(Path(self._url.database or ""))
+        if found is not None:
+            raise InputError(
+                f"the catalog {self.where} lies on a network file system ({found}), where SQLite loses data",
+                hint="put it on a local disk (MODELYARD_CATALOG=sqlite:////local/disk/catalog.db) or on PostgreSQL",
+                code="network_file_system",
+            )
 
     def _connect(self) -> Connection:
         if self._process != os.getpid():
