@@ -9,19 +9,30 @@ PosixPath('/data/yard')
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import re
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelyard.errors import InputError, near_match
+from modelyard.errors import InputError, IntegrityError, near_match
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings"]
+__all__ = ["Places", "Settings"]
 
-_KNOWN = ("MODELYARD_HOME", "MODELYARD_CATALOG", "MODELYARD_THREADS", "MODELYARD_AUTHOR")
+_KNOWN = (
+    "MODELYARD_HOME",
+    "MODELYARD_STORE",
+    "MODELYARD_CATALOG",
+    "MODELYARD_CACHE",
+    "MODELYARD_THREADS",
+    "MODELYARD_AUTHOR",
+)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,12 @@ class Settings:
 
     Attributes:
         home: The yard's directory.
-        catalog_url: SQLAlchemy URL of the catalog; None means SQLite inside the yard.
+        store_url: Where the bytes are (`s3://BUCKET/PREFIX`); None means what the yard's folder says, else that folder.
+        catalog_url: SQLAlchemy URL of the catalog; None means what the yard's folder says, else SQLite inside it.
+        cache_bytes: Bound of the read cache of a store that is not on this machine; None means the default.
+        access_key: Of a store on S3, with `secret_key` and perhaps `session_token`.
+        region: Of a store on S3, where its URL names none.
+        endpoint: Of a store on S3, where its URL names none; None means Amazon's own.
         threads: Compute threads for training, evaluation and serving; None means all physical cores.
         author: Who commits and promotes, for the audit log.
         offline: Whether a hub may be asked for anything.
@@ -41,10 +57,17 @@ class Settings:
     threads: int | None = None
     author: str = "unknown"
     offline: bool = False
+    store_url: str | None = None
+    cache_bytes: int | None = None
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    region: str | None = None
+    endpoint: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, home: Path | None = None) -> Settings:
-        """Read `MODELYARD_*` and `HF_HUB_OFFLINE`; an unknown `MODELYARD_*` name is an `InputError` with a near match."""
+        """Read `MODELYARD_*`, `HF_HUB_OFFLINE` and the standard `AWS_*` names; an unknown `MODELYARD_*` name is an `InputError` with a near match."""
         env = os.environ if environment is None else environment
         for name in env:
             if name.startswith("MODELYARD_") and name not in _KNOWN:
@@ -63,7 +86,73 @@ class Settings:
             threads=int(threads) if threads else None,
             author=env.get("MODELYARD_AUTHOR") or env.get("USER") or env.get("LOGNAME") or _account(),
             offline=env.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
+            store_url=env.get("MODELYARD_STORE") or None,
+            cache_bytes=_bytes(env["MODELYARD_CACHE"]) if env.get("MODELYARD_CACHE") else None,
+            access_key=env.get("AWS_ACCESS_KEY_ID") or None,
+            secret_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=env.get("AWS_SESSION_TOKEN") or None,
+            region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or None,
+            endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
         )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a yard's store and catalog are, as its folder records it in `yard.json`; None where that is the folder itself.
+
+    The file is readable by its owner only, since a catalog's URL may hold a password. A store's URL holds none.
+    """
+
+    store: str | None = None
+    catalog: str | None = None
+
+    @classmethod
+    def read(cls, home: Path) -> Places:
+        """What the folder records; `IntegrityError` when that cannot be understood."""
+        path = home / "yard.json"
+        try:
+            found = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return cls()
+        except ValueError:
+            found = None
+        places = {"store", "catalog"}
+        if not isinstance(found, dict) or not all(isinstance(found.get(key, ""), str) for key in places):
+            raise IntegrityError(
+                f"`{path}` does not say where the yard's store and catalog are",
+                hint="run `yard init --store URL --catalog URL` again after moving that file away",
+                path=str(path),
+            )
+        return cls(**{key: found[key] for key in places if key in found})
+
+    def write(self, home: Path) -> None:
+        """Record this in the folder, which is made if it is missing: all of it or nothing, durably."""
+        home.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({key: value for key, value in vars(self).items() if value is not None}, indent=1)
+        fd, name = tempfile.mkstemp(prefix=".yard.", dir=home)  # mode 0600
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(text.encode() + b"\n")
+                stream.flush()
+                os.fsync(fd)
+            Path(name).replace(home / "yard.json")
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _bytes(text: str) -> int:
+    """Bytes from text like `20GB`, in powers of ten."""
+    match = re.fullmatch(r"(\d{1,15}) ?([KMGT]?B?)", text.strip().upper())
+    unit = match[2].rstrip("B") + "B" if match and match[2].rstrip("B") else ""
+    if match is None or not int(match[1]):
+        raise InputError(f"`MODELYARD_CACHE` is {text!r}", hint="set it to a size, such as 20GB")
+    return int(match[1]) * _UNITS[unit]
 
 
 def _account() -> str:
