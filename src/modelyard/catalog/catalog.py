@@ -105,8 +105,13 @@ class Catalog:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read transaction: one consistent state on SQLite, committed state on PostgreSQL. Keep it short."""
+        """A read transaction: one consistent state on SQLite, committed state on PostgreSQL. Keep it short.
+
+        Raises:
+            YardError: The catalog was upgraded or moved since it was opened; see `open`.
+        """
         with engines.translated(self.where), self._connect() as connection, connection.begin():
+            self._check(connection)
             yield connection
 
     @contextmanager
@@ -116,6 +121,7 @@ class Catalog:
         Raises:
             BusyError: Another writer held the catalog longer than `busy_seconds`.
             NoSpaceError: The disk is full.
+            YardError: The catalog was upgraded or moved since it was opened; see `open`.
         """
         with (
             engines.translated(self.where),
@@ -124,4 +130,11 @@ class Catalog:
         ):
             tx = Transaction(connection, author, moment(at))
             tx.lock()
+            self._check(connection)
             yield tx
+
+    def _check(self, connection: Connection) -> None:
+        # In every transaction: a program that runs for weeks must not go on in a catalog that was moved or upgraded.
+        found = revision.stated(connection)
+        if found != revision.HEAD:
+            revision.check(found, self.where, connection if found == revision.MOVED else None)
