@@ -40,7 +40,7 @@ def local_case(folder: Path) -> Case:
     store = LocalStore(folder / "yard").init()
 
     def overwrite(area: ObjectArea, digest: Digest, data: bytes) -> None:
-        path = folder / "yard" / area / (digest[:2] if area == "files" else "") / digest
+        path = folder / "yard" / area / (digest[:2] if area in {"files", "packs"} else "") / digest
         path.chmod(0o600)
         path.write_bytes(data)
 
@@ -188,7 +188,7 @@ class TestStore:
         assert store.get(area, digest) == data
         assert store.has(area, digest)
         others = [other for other in OBJECT_AREAS if other != area]
-        assert [list(store.digests(other)) for other in others] == [[], []]
+        assert [list(store.digests(other)) for other in others] == [[], [], []]
 
     def test_has_tells_what_is_there(self, store: Store) -> None:
         """`has` and `has_file` are true of what was put and false of the rest."""
@@ -234,6 +234,7 @@ class TestStore:
             assert not store.has_file(digest)
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "empty"])
+    @pytest.mark.row(42, 43)
     def test_damage_to_a_file_is_detected_and_repaired(self, case: Case, damage: str) -> None:
         """`verify_file` finds a flipped bit, a missing end and a longer file; putting the file again repairs it."""
         data = some_bytes(3 << 20)
@@ -252,6 +253,7 @@ class TestStore:
         assert read(case.store, digest) == data
 
     @pytest.mark.parametrize("area", AREAS)
+    @pytest.mark.row(42)
     def test_damage_to_an_object_is_detected_and_repaired(self, case: Case, area: Area) -> None:
         """A damaged manifest or report is never returned; putting it again repairs it."""
         digest = case.store.put(area, b"what it says")

@@ -12,13 +12,15 @@ import os
 import secrets
 import stat
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FileSystem", "TmpFile"]
+__all__ = ["FileSystem", "TmpFile", "lock_folder"]
 
 _FICLONE = 0x40049409
 """Linux's request to share another file's blocks (`ioctl_ficlone(2)`); btrfs, xfs and a few others have it."""
@@ -152,6 +154,18 @@ class FileSystem:
             _sync(fd)
         finally:
             os.close(fd)
+
+
+@contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder: one process and thread at a time, where the disk has locks for folders (NFS has none)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _sync(fd: int) -> None:

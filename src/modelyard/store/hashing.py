@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Self
 import blake3
 
 from modelyard.digest import GIT_BLOB_LIMIT, Digest, FileDigests
+from modelyard.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-__all__ = ["CHUNK", "Hashing", "gather", "hash_chunks"]
+__all__ = ["CHUNK", "Hashing", "Segmenting", "gather", "hash_chunks"]
 
 CHUNK = 1 << 20
 """Bytes read, hashed and written at a time: few calls, and still in the cache from one step to the next."""
@@ -42,7 +43,8 @@ class Hashing:
     (10, '7e52aeb0')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[bytes], object] | None = None) -> None:
+        self._observe = observe
         self._blake3 = blake3.blake3()
         self._sha256 = hashlib.sha256()
         self._small = bytearray()
@@ -64,12 +66,16 @@ class Hashing:
             self._small += chunk
         if not self._workers and self._size > _ALONE:
             self._workers = [_Worker(self._sha256.update), _Worker(self._blake3.update)]
+            if self._observe is not None:
+                self._workers.append(_Worker(self._observe))
         if self._workers:
             for worker in self._workers:
                 worker.give(chunk)
         else:
             self._sha256.update(chunk)
             self._blake3.update(chunk)
+            if self._observe is not None:
+                self._observe(chunk)
 
     def digests(self) -> FileDigests:
         """The hashes of everything so far; nothing may follow."""
@@ -106,9 +112,59 @@ class _Worker:
             self._work(chunk)
 
 
-def hash_chunks(chunks: Iterable[bytes]) -> FileDigests:
-    """The hashes of the concatenation of `chunks`."""
-    with Hashing() as hashing:
+class Segmenting:
+    """The digests of consecutive ranges of a stream, found while it passes.
+
+    Args:
+        sizes: The ranges' sizes in bytes, in order; together the whole stream.
+
+    >>> segmenting = Segmenting([3, 2])
+    >>> for chunk in (b"ab", b"cd", b"e"):
+    ...     segmenting.update(chunk)
+    >>> from modelyard.digest import digest_bytes
+    >>> segmenting.digests() == (digest_bytes(b"abc"), digest_bytes(b"de"))
+    True
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._found: list[Digest] = []
+        self._hasher = blake3.blake3()
+        self._missing = sizes[0] if sizes else 0
+        self._beyond = 0
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        view = memoryview(chunk)
+        start, end = 0, len(view)
+        while start < end:
+            if len(self._found) == len(self._sizes):
+                self._beyond += end - start
+                return
+            taken = min(self._missing, end - start)
+            self._hasher.update(view[start : start + taken])
+            start += taken
+            self._missing -= taken
+            if not self._missing:
+                self._found.append(Digest(self._hasher.hexdigest()))
+                self._hasher = blake3.blake3()
+                done = len(self._found)
+                self._missing = self._sizes[done] if done < len(self._sizes) else 0
+
+    def digests(self) -> tuple[Digest, ...]:
+        """One digest for each range; `InputError` (code ``changed``) when the stream was shorter or longer than all of them."""
+        if self._beyond or len(self._found) != len(self._sizes):
+            raise InputError(
+                f"a file was not {sum(self._sizes)} bytes long when it was read, as it was when its cut was found",
+                hint="try again when nothing writes to it",
+                code="changed",
+            )
+        return tuple(self._found)
+
+
+def hash_chunks(chunks: Iterable[bytes], observe: Callable[[bytes], object] | None = None) -> FileDigests:
+    """The hashes of the concatenation of `chunks`, which `observe` is given too."""
+    with Hashing(observe) as hashing:
         for chunk in chunks:
             hashing.update(chunk)
         return hashing.digests()

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelyard.digest import Digest, canonical_json, digest_bytes
 from modelyard.errors import InputError, IntegrityError, InternalError, NotFoundError
@@ -23,10 +23,22 @@ if TYPE_CHECKING:
 
     from modelyard.store.base import ObjectArea
 
-__all__ = ["FEATURES", "FORMAT", "Layout", "format_bytes", "frame_entry", "read_format", "unframe_entry"]
+__all__ = [
+    "FEATURES",
+    "FORMAT",
+    "PACKS",
+    "Layout",
+    "extend_format",
+    "format_bytes",
+    "frame_entry",
+    "read_format",
+    "unframe_entry",
+]
 
 FORMAT = "modelyard/store/1"
-FEATURES: frozenset[str] = frozenset()
+PACKS = "packs"
+"""The feature of a yard that holds, or may hold, packs."""
+FEATURES: frozenset[str] = frozenset({PACKS})
 """What this version understands beyond the format's first form."""
 
 _VERSIONED = re.compile(r"modelyard/store/(\d{1,9})")
@@ -34,7 +46,9 @@ _SHARD = re.compile(r"[0-9a-f]{2}")
 _SEQ = re.compile(r"0|[1-9]\d{0,18}")
 _SEQ_END = 1 << 63
 _FORMAT_LIMIT = 1 << 16
-_AREAS: tuple[ObjectArea, ...] = ("files", "manifests", "reports")
+_AREAS: tuple[ObjectArea, ...] = ("files", "packs", "manifests", "reports")
+_SHARDED = frozenset({"files", "packs"})
+"""Areas that are divided into folders by the first two digits."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +81,19 @@ class Layout:
         return self.root / "journal"
 
     def folders(self) -> list[Path]:
-        """Every folder that a yard always has; `files/ab` is made as it is needed."""
-        return [*(self.root / area for area in _AREAS), self.root / "packs", self.journal, self.tmp]
+        """Every folder that a yard always has; `files/ab` and `packs/ab` are made as they are needed."""
+        return [*(self.root / area for area in _AREAS), self.journal, self.tmp]
 
     def object(self, area: ObjectArea, digest: Digest) -> Path:
         """Where an object lies."""
         digest = _checked(digest)
         folder = self._area(area)
-        return folder / digest[:2] / digest if area == "files" else folder / digest
+        return folder / digest[:2] / digest if area in _SHARDED else folder / digest
 
     def objects(self, area: ObjectArea) -> Iterator[Digest]:
         """The digests that have a name in `area`, ascending; other names are not objects."""
         folder = self._area(area)
-        if area != "files":
+        if area not in _SHARDED:
             yield from _digests(folder, "")
             return
         for shard in sorted(_names(folder)):
@@ -120,12 +134,27 @@ class Layout:
 
 
 def format_bytes() -> bytes:
-    """The content of a new yard's `format` file."""
-    return canonical_json({"features": sorted(FEATURES), "format": FORMAT}) + b"\n"
+    r"""The content of a new yard's `format` file: it has no feature yet.
+
+    >>> format_bytes()
+    b'{"features":[],"format":"modelyard/store/1"}\n'
+    """
+    return canonical_json({"features": [], "format": FORMAT}) + b"\n"
 
 
-def read_format(layout: Layout) -> None:
-    """Check the `format` file alone; errors as `Layout.check`."""
+def extend_format(found: dict[str, Any], feature: str) -> bytes:
+    r"""The content of a `format` file that says what `found` says, and `feature`.
+
+    >>> extend_format({"features": [], "format": FORMAT, "made": "today"}, PACKS)
+    b'{"features":["packs"],"format":"modelyard/store/1","made":"today"}\n'
+    """
+    features = sorted({*found["features"], feature})
+    text = json.dumps({**found, "features": features}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def read_format(layout: Layout) -> dict[str, Any]:
+    """The `format` file, checked; errors as `Layout.check`."""
     path = layout.format_file
     with explained(path, "look at"):
         try:
@@ -158,6 +187,7 @@ def read_format(layout: Layout) -> None:
             code="newer_format",
             path=str(layout.root),
         )
+    return {**found, "features": features, "format": name} if isinstance(found, dict) else {}
 
 
 def frame_entry(entry: bytes) -> bytes:

@@ -23,9 +23,9 @@ import blake3
 from modelyard.digest import Digest, FileDigests, digest_bytes, read_chunks
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
 from modelyard.store import reading
-from modelyard.store.filesystem import FileSystem
+from modelyard.store.filesystem import FileSystem, lock_folder
 from modelyard.store.hashing import Hashing, gather, hash_chunks
-from modelyard.store.layout import Layout, format_bytes, frame_entry, read_format, unframe_entry
+from modelyard.store.layout import PACKS, Layout, extend_format, format_bytes, frame_entry, read_format, unframe_entry
 from modelyard.store.oserrors import explained
 from modelyard.store.reading import read_exactly, source
 from modelyard.store.writing import IncomingFile, Writer
@@ -33,7 +33,7 @@ from modelyard.store.writing import IncomingFile, Writer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from modelyard.store.base import Area, ObjectArea
+    from modelyard.store.base import Area, ByteArea, ObjectArea
 
 __all__ = ["LocalStore"]
 
@@ -58,6 +58,7 @@ class LocalStore:
         self._writer = Writer(self._layout.tmp, [self.root, *self._layout.folders()], filesystem or FileSystem())
         self._opened = False
         self._swept = False
+        self._packs_announced = False
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
@@ -92,38 +93,62 @@ class LocalStore:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
-        """Store the concatenation of `chunks` as a file; see `Store.put_file`."""
+    def put_file(self, chunks: Iterable[bytes], *, area: ByteArea = "files") -> FileDigests:
+        """Store the concatenation of `chunks` as a file or pack; see `Store.put_file`."""
         self._prepare_to_write()
+        if area == "packs":
+            self._announce_packs()
         with self._writer.incoming() as file:
             digests = _write(file, gather(chunks))
-            if not self._holds(digests):
-                file.publish(self._layout.object("files", digests.blake3), digests.size)
+            if not self._holds(digests, area):
+                file.publish(self._layout.object(area, digests.blake3), digests.size)
         return digests
 
-    def import_file(self, path: Path, *, sha256_of: Callable[[Digest], str | None] | None = None) -> FileDigests:
+    def import_file(
+        self,
+        path: Path,
+        *,
+        sha256_of: Callable[[Digest], str | None] | None = None,
+        observe: Callable[[bytes], object] | None = None,
+        link: bool = False,
+    ) -> FileDigests:
         """Store a copy of the file at `path`; see `Store.import_file`."""
+        del link
         self._prepare_to_write()
         with source(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size <= _SMALL:
-                return self._keep_small(b"".join(read_exactly(stream, path, size)))
+                data = b"".join(read_exactly(stream, path, size))
+                if observe is not None:
+                    observe(data)
+                return self._keep_small(data)
             # A pass of BLAKE3 costs a fraction of a write: worth it where the bytes may be there already.
             if self._has_file_of(size):
                 if (digests := self._find(read_exactly(stream, path, size), size, sha256_of)) is not None:
+                    if observe is not None:
+                        stream.seek(0)
+                        for chunk in read_exactly(stream, path, size):
+                            observe(chunk)
                     return digests
                 stream.seek(0)
-            return self._copy(stream, path, size)
+            return self._copy(stream, path, size, observe)
 
-    def has_file(self, digest: Digest) -> bool:
+    def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
         """Whether a regular file is stored under `digest`; says nothing about its bytes."""
         self._check_open()
-        return reading.is_regular(self._layout.object("files", digest))
+        return reading.is_regular(self._layout.object(area, digest))
 
-    def open_file(self, digest: Digest) -> BinaryIO:
-        """Open a stored file for reading; its bytes are not verified."""
+    def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
+        """Open a stored file or pack for reading; its bytes are not verified."""
         self._check_open()
-        return os.fdopen(reading.open_regular(self._layout.object("files", digest)), "rb")
+        return os.fdopen(reading.open_regular(self._layout.object(area, digest)), "rb")
+
+    def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of a stored file or pack; see `Store.read_range`."""
+        self._check_open()
+        path = self._layout.object(area, digest)
+        with os.fdopen(reading.open_regular(path), "rb", buffering=0) as stream, explained(path, "read"):
+            return reading.exact_range(stream, f"`{path}`", start, end)
 
     def file_path(self, digest: Digest) -> Path:
         """The stored file itself, mode 0444: map or link it, never write to it; its bytes are not verified."""
@@ -132,15 +157,15 @@ class LocalStore:
         reading.regular_size(path)
         return path
 
-    def file_size(self, digest: Digest) -> int:
-        """Length of a stored file in bytes."""
+    def file_size(self, digest: Digest, *, area: ByteArea = "files") -> int:
+        """Length of a stored file or pack in bytes."""
         self._check_open()
-        return reading.regular_size(self._layout.object("files", digest))
+        return reading.regular_size(self._layout.object(area, digest))
 
-    def verify_file(self, digest: Digest) -> None:
-        """Read a stored file; `IntegrityError` unless its bytes have this digest."""
+    def verify_file(self, digest: Digest, *, area: ByteArea = "files") -> None:
+        """Read a stored file or pack; `IntegrityError` unless its bytes have this digest."""
         self._check_open()
-        reading.verify(self._layout.object("files", digest), digest)
+        reading.verify(self._layout.object(area, digest), digest)
 
     # -- small objects -------------------------------------------------------------------------------------------------
 
@@ -240,11 +265,23 @@ class LocalStore:
             self._writer.make_folder(folder)
         self._writer.sync_folder(self.root)
 
-    def _copy(self, stream: BinaryIO, path: Path, size: int) -> FileDigests:
+    def _announce_packs(self) -> None:
+        """Say in `format`, durably, that there may be packs: before the first one has a name."""
+        if self._packs_announced:
+            return
+        with lock_folder(self.root):
+            found = read_format(self._layout)
+            if PACKS not in found["features"]:
+                self._keep(self._layout.format_file, extend_format(found, PACKS))
+            else:
+                self._writer.sync_folder(self.root)  # as in `_holds`
+        self._packs_announced = True
+
+    def _copy(self, stream: BinaryIO, path: Path, size: int, observe: Callable[[bytes], object] | None) -> FileDigests:
         with self._writer.incoming() as file:
             # What is hashed after cloning is our copy: the original may change meanwhile.
             cloned = file.clone(stream.fileno())
-            digests = file.digests() if cloned else _write(file, read_exactly(stream, path, size))
+            digests = file.digests(observe) if cloned else _write(file, read_exactly(stream, path, size), observe)
             if not self._holds(digests):
                 file.publish(self._layout.object("files", digests.blake3), digests.size)
         return digests
@@ -282,9 +319,9 @@ class LocalStore:
             file.write(data)
             file.publish(target, len(data))
 
-    def _holds(self, digests: FileDigests) -> bool:
-        """Whether these very bytes are a stored file, durably."""
-        target = self._layout.object("files", digests.blake3)
+    def _holds(self, digests: FileDigests, area: ByteArea = "files") -> bool:
+        """Whether these very bytes are a stored file or pack, durably."""
+        target = self._layout.object(area, digests.blake3)
         if not reading.fits(target, digests.blake3, digests.size):
             return False
         self._make_name_durable(target)
@@ -325,8 +362,10 @@ class LocalStore:
         return True
 
 
-def _write(file: IncomingFile, chunks: Iterable[bytes]) -> FileDigests:
-    with Hashing() as hashing:
+def _write(
+    file: IncomingFile, chunks: Iterable[bytes], observe: Callable[[bytes], object] | None = None
+) -> FileDigests:
+    with Hashing(observe) as hashing:
         for chunk in chunks:
             hashing.update(chunk)
             file.write(chunk)

@@ -18,11 +18,12 @@ from modelyard.digest import Digest, FileDigests, HashingReader, digest_bytes
 from modelyard.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from modelyard.store.layout import frame_entry, unframe_entry
 from modelyard.store.oserrors import explained
+from modelyard.store.reading import exact_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from modelyard.store.base import Area, ObjectArea
+    from modelyard.store.base import Area, ByteArea, ObjectArea
 
 __all__ = ["MemoryStore"]
 
@@ -37,23 +38,38 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self._areas: dict[ObjectArea, dict[Digest, bytes]] = {"files": {}, "manifests": {}, "reports": {}}
+        self._areas: dict[ObjectArea, dict[Digest, bytes]] = {
+            "files": {},
+            "packs": {},
+            "manifests": {},
+            "reports": {},
+        }
         self._journal: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._folder: Path | None = None
 
-    def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
-        """Store the concatenation of `chunks` as a file; see `Store.put_file`."""
+    def put_file(self, chunks: Iterable[bytes], *, area: ByteArea = "files") -> FileDigests:
+        """Store the concatenation of `chunks` as a file or pack; see `Store.put_file`."""
         hashing = HashingReader(chunks)
         data = b"".join(hashing)
         digests = hashing.digests()
         with self._lock:
-            self._areas["files"][digests.blake3] = data
+            self._areas[area][digests.blake3] = data
         return digests
 
-    def import_file(self, path: Path, *, sha256_of: Callable[[Digest], str | None] | None = None) -> FileDigests:
-        """Store a copy of the file at `path`; see `Store.import_file`. Hashes everything, whatever `sha256_of` knows."""
-        del sha256_of
+    def import_file(
+        self,
+        path: Path,
+        *,
+        sha256_of: Callable[[Digest], str | None] | None = None,
+        observe: Callable[[bytes], object] | None = None,
+        link: bool = False,
+    ) -> FileDigests:
+        """Store a copy of the file at `path`; see `Store.import_file`.
+
+        Hashes everything, whatever `sha256_of` knows, observes in this thread, and has no names that `link` could add one to.
+        """
+        del sha256_of, link
         path = Path(path)
         with explained(path, "read"):
             if not path.exists():
@@ -62,15 +78,22 @@ class MemoryStore:
                 raise InputError(
                     f"`{path}` is not a regular file", hint="only regular files can be stored", path=str(path)
                 )
-            return self.put_file([path.read_bytes()])
+            data = path.read_bytes()
+        if observe is not None:
+            observe(data)
+        return self.put_file([data])
 
-    def has_file(self, digest: Digest) -> bool:
+    def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
         """Whether a file is stored under `digest`."""
-        return digest in self._areas["files"]
+        return digest in self._areas[area]
 
-    def open_file(self, digest: Digest) -> BinaryIO:
+    def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
         """Open a stored file for reading."""
-        return io.BytesIO(self._get("files", digest))
+        return io.BytesIO(self._get(area, digest))
+
+    def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of a stored file or pack; see `Store.read_range`."""
+        return exact_range(io.BytesIO(self._get(area, digest)), f"`{digest[:12]}`", start, end)
 
     def file_path(self, digest: Digest) -> Path:
         """A read-only copy of the file in a temporary folder that lives as long as this store."""
@@ -86,13 +109,13 @@ class MemoryStore:
                     path.chmod(0o444)
         return path
 
-    def file_size(self, digest: Digest) -> int:
+    def file_size(self, digest: Digest, *, area: ByteArea = "files") -> int:
         """Length of a stored file in bytes."""
-        return len(self._get("files", digest))
+        return len(self._get(area, digest))
 
-    def verify_file(self, digest: Digest) -> None:
+    def verify_file(self, digest: Digest, *, area: ByteArea = "files") -> None:
         """`IntegrityError` unless the stored bytes have this digest."""
-        self._verified("files", digest)
+        self._verified(area, digest)
 
     def put(self, area: Area, data: bytes) -> Digest:
         """Store a small object; see `Store.put`."""

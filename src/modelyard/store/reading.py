@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import blake3
 
 from modelyard.digest import Digest, digest_bytes
-from modelyard.errors import InputError, IntegrityError, NotFoundError
+from modelyard.errors import InputError, IntegrityError, InternalError, NotFoundError
 from modelyard.store.hashing import CHUNK
 from modelyard.store.oserrors import explain, explained
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK",
+    "exact_range",
     "fits",
     "is_regular",
     "open_regular",
@@ -104,6 +105,28 @@ def read_object(path: Path, digest: Digest | None = None) -> bytes:
     if digest is not None and (found := digest_bytes(data)) != digest:
         raise _damaged(path, found)
     return data
+
+
+def exact_range(stream: BinaryIO, name: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of a stream; `IntegrityError` that says `name` when it ends before that.
+
+    >>> import io
+    >>> exact_range(io.BytesIO(b"abcdef"), "`x`", 2, 4)
+    b'cd'
+    """
+    if not 0 <= start <= end:
+        raise InternalError(f"{start} to {end} is no range of bytes")
+    stream.seek(start)
+    parts, missing = [], end - start
+    while missing and (part := stream.read(missing)):
+        parts.append(part)
+        missing -= len(part)
+    if missing:
+        raise IntegrityError(
+            f"{name} is damaged: it ends {missing} bytes before byte {end}",
+            hint="`yard check --read-data` finds what else is damaged",
+        )
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from modelyard.store.hashing import hash_chunks
 from modelyard.store.oserrors import explain, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from modelyard.store.filesystem import FileSystem, TmpFile
@@ -134,11 +134,11 @@ class IncomingFile:
         """Share the blocks of the open file `source` where the disk can; whether it could."""
         return self._fs.clone(self._tmp, source)
 
-    def digests(self) -> FileDigests:
-        """Read back what is in the file."""
+    def digests(self, observe: Callable[[bytes], object] | None = None) -> FileDigests:
+        """Read back what is in the file; `observe` is given its bytes."""
         with explained(self._tmp.path, "read"), os.fdopen(self._tmp.fd, "rb", buffering=0, closefd=False) as stream:
             stream.seek(0)
-            return hash_chunks(read_chunks(stream))
+            return hash_chunks(read_chunks(stream), observe)
 
     def publish(self, target: Path, size: int) -> None:
         """Make the file, which must be `size` bytes long, durable and visible at `target`, replacing what is there."""
