@@ -9,10 +9,11 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "modelyard"
 
-FOUNDATION = {"errors", "digest"}
+FOUNDATION = {"errors", "digest", "points"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "digest": {"errors"},
+    "points": set(),
     "derivations": FOUNDATION,
     "store": FOUNDATION,
     "catalog": FOUNDATION,

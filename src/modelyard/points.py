@@ -1,4 +1,4 @@
-"""Failpoints: named places in the registry's operations where a test can stop, kill or delay the process.
+"""Failpoints: named places in the operations on a yard where a test can stop, kill or delay the process.
 
 `reach` costs one comparison and does nothing unless somebody called `at`. The store's own points are the calls of its
 `FileSystem` (`modelyard.store.faults`). A test fails for a point that no crash test kills at. Knows names only.
