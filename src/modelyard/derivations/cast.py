@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from modelyard.derivations.numbers import Array, Workspace, check_arithmetic, check_range, narrow, share, storage, widen
+from modelyard.derivations.numbers import (
+    Array,
+    Workspace,
+    arithmetic,
+    check_arithmetic,
+    check_range,
+    narrow,
+    share,
+    storage,
+    widen,
+)
 from modelyard.errors import InputError
 
 __all__ = ["apply_cast", "cast_block"]
@@ -28,7 +38,7 @@ def cast_block(source: Array, from_: str, out: Array, to: str, workspace: Worksp
     storage(from_), storage(to)
     check_arithmetic()
     values = workspace.values[: source.size]
-    with np.errstate(all="ignore"):
+    with arithmetic():
         widen(source, from_, values)
         overflow = check_range(values, to)
         narrow(values, to, out, workspace)

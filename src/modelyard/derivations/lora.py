@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from modelyard.derivations.numbers import (
     Array,
     Workspace,
+    arithmetic,
     check_arithmetic,
     check_range,
     narrow,
@@ -103,7 +104,7 @@ class Lora:
         wide = min(columns, workspace.elements) or 1
         tall = max(workspace.elements // wide, 1)
         overflow = False
-        with np.errstate(all="ignore"):
+        with arithmetic():
             for top in range(0, rows, tall):
                 for first in range(0, columns, wide):
                     part = np.s_[top : min(top + tall, rows), first : min(first + wide, columns)]

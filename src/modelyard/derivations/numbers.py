@@ -12,6 +12,7 @@ ties to even, overflow to infinity, subnormals kept: what the format's definitio
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,20 @@ from numpy.typing import NDArray
 from modelyard.errors import InputError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["STORAGE", "Array", "Workspace", "check_arithmetic", "check_range", "narrow", "share", "storage", "widen"]
+__all__ = [
+    "STORAGE",
+    "Array",
+    "Workspace",
+    "arithmetic",
+    "check_arithmetic",
+    "check_range",
+    "narrow",
+    "share",
+    "storage",
+    "widen",
+]
 
 Array = NDArray[Any]
 
@@ -35,6 +47,10 @@ STORAGE: Mapping[str, np.dtype[Any]] = {
 
 # The least binary32 magnitude that rounds to infinity: halfway between the largest finite value and the next power.
 _OVERFLOW = {"F32": float("inf"), "F16": 65520.0, "BF16": float.fromhex("0x1.ffp+127")}
+
+# Elements in numpy's iteration buffer while exact operations run. Whenever rows are shorter than that buffer, numpy (2.4, measured)
+# copies broadcast operands into it first, which makes the products of a low-rank update three times slower.
+_BUFFER = 512
 
 _ONES = np.ones(16, np.float32)
 _HALVES = np.full(16, 0.5, np.float32)
@@ -50,6 +66,17 @@ class Workspace:
         self.sums = np.empty(elements, np.float32)
         self.terms = np.empty(elements, np.float32)
         self.values = np.empty(elements, np.float32)
+
+
+@contextmanager
+def arithmetic() -> Iterator[None]:
+    """Numpy set up for exact operations, in this thread and block: nothing warns, and rows are not copied into buffers."""
+    with np.errstate(all="ignore"):
+        before = np.setbufsize(_BUFFER)
+        try:
+            yield
+        finally:
+            np.setbufsize(before)
 
 
 def share(count: int, threads: int, work: Callable[[int, int], object]) -> None:
