@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelyard.catalog import Catalog, Entry, Transaction
+    from modelyard.registry.holdings import Holdings
     from modelyard.registry.model import Verdict
     from modelyard.store.base import Store
 
@@ -44,7 +45,10 @@ class Judge(Protocol):
 class Context:
     """See the module."""
 
-    store: Store
+    raw: Store
+    """The store itself: what lies there and nothing else. Collection, checks and packs work on it."""
+    store: Holdings
+    """The store as everybody else sees it: every file that is held can be read, whole or not."""
     catalog: Catalog
     author: str
     clock: Callable[[], datetime]

@@ -28,6 +28,7 @@ from modelyard.registry import runs as _runs
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.context import Context, Judge
 from modelyard.registry.exchange import Exchange
+from modelyard.registry.holdings import Holdings
 from modelyard.registry.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class Yard(Upkeep, Exchange):
         check_gate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         links: Path | None = None,
     ) -> None:
-        self._context = Context(store, catalog, author, clock, judge, check_gate, links)
+        raw = store.raw if isinstance(store, Holdings) else store
+        held = Holdings(raw, catalog, author=author, clock=clock)
+        self._context = Context(raw, held, catalog, author, clock, judge, check_gate, links)
 
     def init(self) -> Yard:
         """Create the catalog's tables, or upgrade them; running it again changes nothing."""
