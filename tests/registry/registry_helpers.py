@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from modelyard.digest import Digest, FileDigests
     from modelyard.registry import Version
-    from modelyard.store import Area, ObjectArea, Store
+    from modelyard.store.base import Area, ByteArea, ObjectArea, Store
 
 DATA = "datasets/team/data"
 
@@ -126,26 +126,39 @@ class Wrapper:
         self.after(what)
         return result
 
-    def put_file(self, chunks: Iterable[bytes]) -> FileDigests:
-        return self._change("file", lambda: self.inner.put_file(chunks))  # type: ignore[no-any-return]
+    def put_file(self, chunks: Iterable[bytes], *, area: ByteArea = "files") -> FileDigests:
+        what = "file" if area == "files" else "pack"
+        return self._change(what, lambda: self.inner.put_file(chunks, area=area))  # type: ignore[no-any-return]
 
-    def import_file(self, path: Path, *, sha256_of: Callable[[Digest], str | None] | None = None) -> FileDigests:
-        return self._change("file", lambda: self.inner.import_file(path, sha256_of=sha256_of))  # type: ignore[no-any-return]
+    def import_file(
+        self,
+        path: Path,
+        *,
+        sha256_of: Callable[[Digest], str | None] | None = None,
+        observe: Callable[[bytes], object] | None = None,
+        link: bool = False,
+    ) -> FileDigests:
+        return self._change(  # type: ignore[no-any-return]
+            "file", lambda: self.inner.import_file(path, sha256_of=sha256_of, observe=observe, link=link)
+        )
 
-    def has_file(self, digest: Digest) -> bool:
-        return self.inner.has_file(digest)
+    def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
+        return self.inner.has_file(digest, area=area)
 
-    def open_file(self, digest: Digest) -> BinaryIO:
-        return self.inner.open_file(digest)
+    def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
+        return self.inner.open_file(digest, area=area)
+
+    def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
+        return self.inner.read_range(area, digest, start, end)
 
     def file_path(self, digest: Digest) -> Path:
         return self.inner.file_path(digest)
 
-    def file_size(self, digest: Digest) -> int:
-        return self.inner.file_size(digest)
+    def file_size(self, digest: Digest, *, area: ByteArea = "files") -> int:
+        return self.inner.file_size(digest, area=area)
 
-    def verify_file(self, digest: Digest) -> None:
-        self.inner.verify_file(digest)
+    def verify_file(self, digest: Digest, *, area: ByteArea = "files") -> None:
+        self.inner.verify_file(digest, area=area)
 
     def put(self, area: Area, data: bytes) -> Digest:
         return self._change(area, lambda: self.inner.put(area, data))  # type: ignore[no-any-return]
