@@ -12,12 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from modelyard.catalog import Catalog
+    from modelyard.catalog.move import Moved
     from modelyard.registry import Verdict, Yard
     from modelyard.settings import Settings
 
-__all__ = ["open_yard"]
+__all__ = ["catalog_of", "move_catalog", "open_yard", "upgrade_catalog"]
 
 
 def open_yard(settings: Settings, create: bool = False) -> Yard:
@@ -31,16 +33,73 @@ def open_yard(settings: Settings, create: bool = False) -> Yard:
         NotFoundError: There is none, and `create` is off.
         YardError: The catalog or the store is of a newer program; both revisions are named.
     """
-    from modelyard.catalog import Catalog
     from modelyard.registry import Yard
     from modelyard.store import LocalStore
 
     home = settings.home
     store = LocalStore(home)
     store = store.init() if create else store.open()
-    catalog = Catalog(settings.catalog_url or f"sqlite:///{home.absolute() / 'catalog.db'}")
+    catalog = catalog_of(settings)
     yard = Yard(store, catalog, author=settings.author, judge=_judge, check_gate=_check_gate, links=home / "links")
     return yard.init() if create else yard.open()
+
+
+def move_catalog(settings: Settings, url: str, progress: Callable[[int, int], None] | None = None) -> Moved:
+    """Move the yard's catalog to another database, and note in the yard's folder (`yard.json`) that it is there now.
+
+    Interrupted, it leaves one of the two in charge (`catalog.move`); run it again.
+
+    Args:
+        settings: Where the yard is and who asks.
+        url: An empty database: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`. It is kept as given.
+        progress: Called with the rows copied so far, and all of them.
+
+    Raises:
+        InputError: The target holds something, or is the present one.
+        YardError: There is no catalog to move, or it is of another revision.
+    """
+    from dataclasses import replace
+    from datetime import UTC, datetime
+
+    from modelyard.catalog import Catalog
+    from modelyard.catalog.move import move
+    from modelyard.settings import Places
+
+    source, target = catalog_of(settings), Catalog(url)
+    moved = move(source, target, author=settings.author, at=datetime.now(UTC), progress=progress)
+    # The old one refuses everybody from here on; until the next line is durable, it says where the new one is.
+    kept = target.address if url.startswith("sqlite:") else url
+    replace(Places.read(settings.home), catalog=kept).write(settings.home)
+    return moved
+
+
+def upgrade_catalog(settings: Settings, *, have_backup: bool = False) -> str:
+    """Bring the yard's catalog to this program's revision, which is returned.
+
+    Raises:
+        InputError: A catalog on PostgreSQL without `have_backup`: nothing but its owner can copy it first.
+        YardError: The catalog is of a newer program, or was moved.
+    """
+    from modelyard.catalog import revision
+    from modelyard.errors import YardError
+
+    catalog = catalog_of(settings)
+    try:
+        catalog.open()
+    except YardError as error:
+        if error.code != "catalog_older":
+            raise
+        catalog.init(have_backup=have_backup)
+    return revision.HEAD
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """The catalog that the settings name, else the one that the yard's folder records, else the one in that folder."""
+    from modelyard.catalog import Catalog
+    from modelyard.settings import Places
+
+    home = settings.home.absolute()
+    return Catalog(settings.catalog_url or Places.read(home).catalog or f"sqlite:///{home / 'catalog.db'}")
 
 
 def _judge(

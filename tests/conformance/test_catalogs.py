@@ -5,74 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import event, text
 
+from catalog_helpers import NOW, add, digest, write
 from modelyard.catalog import Catalog, audit, deployments, leases, refs, reports, repos, revision, runs, versions
 from modelyard.catalog.runs import RunRow
 from modelyard.catalog.schema import metadata
 from modelyard.catalog.transaction import discard, pending
-from modelyard.catalog.versions import FileRecord
 from modelyard.errors import BusyError, InputError, YardError
-from services import fresh_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from modelyard.catalog import Transaction
-    from modelyard.catalog.repos import RepoRecord
-
-NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'catalog.db'}"
-    else:
-        with fresh_postgres() as found:
-            yield found
-
-
-@pytest.fixture
-def catalog(url: str) -> Iterator[Catalog]:
-    """A catalog in it."""
-    made = Catalog(url, busy_seconds=5).init()
-    yield made
-    made.close()
-
-
-def write(catalog: Catalog) -> Any:
-    return catalog.write(author="ana", at=NOW)
-
-
-def digest(number: int) -> str:
-    return f"{number:064x}"
-
-
-def add(
-    tx: Transaction, repo: RepoRecord, digest: str, *, edges: tuple[tuple[str, str], ...] = (), files: int = 1
-) -> int:
-    listing = [FileRecord(f"f{at}", 10, digest, digest, None) for at in range(files)]
-    number = repos.next_number(tx, repo.id)
-    return versions.save(
-        tx,
-        repo,
-        number=number,
-        digest=digest,
-        kind=None,
-        parent=None,
-        inputs=None,
-        message="",
-        metadata="{}",
-        files=listing,
-        edges=edges,
-    )
 
 
 def test_init_twice_changes_nothing(catalog: Catalog) -> None:

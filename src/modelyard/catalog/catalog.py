@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy import URL
+
 from modelyard.catalog import engine as engines
 from modelyard.catalog import revision
 from modelyard.catalog.mounts import network_type
@@ -81,6 +83,22 @@ class Catalog:
             revision.check(revision.current(connection), self.where)
         return self
 
+    def revision(self) -> str | None:
+        """The database's revision; None for a database without a catalog."""
+        with self.unchecked() as connection:
+            return revision.current(connection)
+
+    @property
+    def address(self) -> str:
+        """The URL without its password and with an absolute path: which database it is, in words that may be kept."""
+        if self._url.drivername == "sqlite":
+            return f"sqlite:///{Path(self._url.database or '').absolute()}"
+        query = {key: value for key, value in self._url.query.items() if key != "password"}
+        url = URL.create(
+            "postgresql", self._url.username, None, self._url.host, self._url.port, self._url.database, query
+        )
+        return url.render_as_string()
+
     def close(self) -> None:
         """Close pooled connections; the object may be used again."""
         self._engine.dispose()
@@ -112,6 +130,16 @@ class Catalog:
         """
         with engines.translated(self.where), self._connect() as connection, connection.begin():
             self._check(connection)
+            yield connection
+
+    @contextmanager
+    def unchecked(self, *, write: bool = False) -> Iterator[Connection]:
+        """A transaction whatever the revision, and whether or not there is a catalog: for moving one (`catalog.move`)."""
+        with (
+            engines.translated(self.where),
+            self._connect().execution_options(modelyard_write=write) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager

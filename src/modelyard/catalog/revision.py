@@ -75,6 +75,7 @@ def check(found: str | None, where: str, connection: Connection | None = None) -
             hint="start this program again, without the old URL in MODELYARD_CATALOG"
             + (f"; if the move was interrupted, finish it: yard catalog move {target}" if target else ""),
             code="catalog_moved",
+            to=target,
         )
     if found == ARRIVING:
         raise YardError(
@@ -90,7 +91,7 @@ def check(found: str | None, where: str, connection: Connection | None = None) -
         )
     raise YardError(
         f"the catalog in {where} has revision {found}; this program needs {HEAD}",
-        hint="yard init (which copies the catalog first, then upgrades it)",
+        hint="yard catalog upgrade (which copies SQLite's file first)",
         code="catalog_older",
     )
 
@@ -121,7 +122,7 @@ def upgrade(engine: Engine, where: str, *, have_backup: bool = False) -> str | N
     if found is not None and engine.dialect.name == "postgresql" and not have_backup:
         raise InputError(
             f"upgrading the catalog in {where} from revision {found} needs a backup that only you can make",
-            hint="pg_dump it, then say --i-have-a-backup",
+            hint="pg_dump it, then: yard catalog upgrade --i-have-a-backup",
         )
     with engine.connect().execution_options(modelyard_write=True) as connection, connection.begin():
         lock(connection)

@@ -28,6 +28,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:quickstart", "Run the main job end to end on a small shipped base, offline."),
     "init": ("yards:init", "Make a yard."),
+    "catalog": ("catalog:catalog", "Show, move or upgrade the database of names and history."),
     "doctor": ("yards:doctor", "Examine this machine and the yard, or a checkpoint."),
     "import": ("versions:import_", "Bring in a model from a folder, a Hugging Face cache or a hub."),
     "commit": ("versions:commit", "Commit a folder as a new version."),
