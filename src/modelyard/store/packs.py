@@ -316,10 +316,10 @@ def _problem(record: SegmentRecord) -> str | None:
     if wanted is None:
         return None  # a later version's: refused where the segment is read, by name
     payload, params, inputs = wanted
-    if (record.length > 0, bool(record.params)) != (payload, params):
-        return f"no payload or params fit for `{record.encoding}`"
-    if record.encoding == "raw" and record.length != record.size:
-        return "its raw bytes are not as long as it is"
+    if (record.length > 0, bool(record.params)) != (payload, params) or (
+        record.encoding == "raw" and record.length != record.size
+    ):
+        return f"its payload or params do not fit for `{record.encoding}`"
     if not inputs[0] <= len(record.inputs) <= inputs[1] or record.digest in record.inputs:
         return f"{len(record.inputs)} inputs, or itself, do not fit for `{record.encoding}`"
     return None
