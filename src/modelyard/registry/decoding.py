@@ -136,6 +136,15 @@ class Decoder:
                 else:
                     yield from self._ahead(pool, view, window, threads)
 
+    def derive(self, params: Mapping[str, Any], inputs: Sequence[str], size: int, *, threads: int = 1) -> bytes:
+        """What an operation gives: `params` as a pack's index has them, `roles` included; not compared with anything.
+
+        Raises:
+            IntegrityError: An input is damaged, or the params make no sense.
+        """
+        made = _Computed("0" * 64, size, tuple(inputs))
+        return self._derived(self._look(inputs), made, dict(params), 0, threads)
+
     def _ahead(self, pool: ThreadPoolExecutor, view: _View, window: list[str], threads: int) -> Iterator[bytes]:
         """One window, as many at once as there are threads, as long as their results are small together."""
         running: deque[tuple[int, Future[bytes]]] = deque()
@@ -269,6 +278,20 @@ class Decoder:
         if len(data) != row.size or digest_bytes(data) != row.digest:
             _damaged(row.digest, "is damaged: its bytes do not have its digest")
         return data
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A segment that is not kept yet: what an operation would give."""
+
+    digest: str
+    size: int
+    inputs: tuple[str, ...]
+    encoding: str | None = "derived"
+    pack: str | None = None
+    offset: int = 0
+    length: int = 0
+    params: str = "{}"
 
 
 class _Nobody:

@@ -44,10 +44,11 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """A tensor's dtype, shape, and the bytes of the file it is."""
+    """A tensor's dtype, shape, and the bytes of the file it is; `name` is what the file calls it."""
 
     file: str
     path: str
+    name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -57,6 +58,11 @@ class TensorPlace:
     def rows(self) -> int:
         """How many rows it counts as: its first dimension."""
         return self.shape[0] if self.shape else 1
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return self.rows * self.columns
 
     @property
     def columns(self) -> int:
@@ -147,7 +153,7 @@ class Places:
             folder = PurePosixPath(entry.path).parent.as_posix()
             for name, info in header.tensors.items():
                 start, end = header.data_start + info.start, header.data_start + info.end
-                place = TensorPlace(entry.blake3, entry.path, info.dtype, info.shape, start, end)
+                place = TensorPlace(entry.blake3, entry.path, name, info.dtype, info.shape, start, end)
                 found[name if folder == "." else f"{folder}/{name}"] = place
         return found
 
