@@ -126,3 +126,17 @@ def test_opening_imports_no_alembic(tmp_path: Path) -> None:
     code = f"import sys; from modelyard.catalog import Catalog; Catalog('sqlite:///{tmp_path / 'catalog.db'}').open(); print('alembic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_filters_use_their_indexes(catalog: Catalog) -> None:
+    """Looking a version up by metadata, a segment's users and its homes search an index and never a whole table."""
+    asked = {
+        "version_metadata": "SELECT version_seq FROM version_metadata WHERE key = 'a' AND value = 'b'",
+        "file_segments": "SELECT file FROM file_segments WHERE segment = 'a'",
+        "segment_inputs": "SELECT segment FROM segment_inputs WHERE input = 'a'",
+        "segments": "SELECT digest FROM segments WHERE pack = 'a'",
+    }
+    with catalog.read() as connection:
+        for table, query in asked.items():
+            plan = connection.execute(text(f"EXPLAIN QUERY PLAN {query}")).all()[0].detail
+            assert plan.startswith(f"SEARCH {table} USING")
