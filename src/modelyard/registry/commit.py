@@ -1,30 +1,42 @@
-"""Commit: a folder becomes a version.
+"""Commit: files become a version.
 
 Everything that can be refused is refused before the first byte is written. Then, in this order: bytes, manifest, the
 rows and the ref in one SQL transaction, the journal. Whatever stops a commit in between leaves the old state and files
-that nothing points to; repeating it reuses them. It knows nothing of how bytes are kept.
+that nothing points to; repeating it reuses them. What a commit counts on may be collected until its transaction: there it
+looks whether something was, and starts over. It knows nothing of how bytes are kept.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelyard.catalog import Transaction, refs, repos, versions
 from modelyard.catalog.versions import FileRecord, VersionRecord
 from modelyard.errors import BusyError, ConflictError
+from modelyard.points import reach
 from modelyard.registry import manifest
-from modelyard.registry.intake import Origin, check_kind, edges_of, open_source, recognised_kind, source_names
+from modelyard.registry.deposit import CollectedError, Deposit, check_held, deposit, renew
+from modelyard.registry.intake import (
+    Content,
+    Origin,
+    check_kind,
+    derivation_text,
+    edges_of,
+    open_source,
+    recognised_kind,
+    source_names,
+)
 from modelyard.registry.leases import lease
 from modelyard.registry.model import Edge, FileEntry, Kind, RepoType, Version, version_of
 from modelyard.registry.names import check_metadata, check_ref_name
 from modelyard.registry.reference import Reference, repo_of
 from modelyard.registry.resolve import record_of
+from modelyard.registry.taking import record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -37,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["commit"]
 
 _ATTEMPTS = 100  # how often a commit follows a branch that others move: each loss is somebody else's success
-_BEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class _Request:
     message: str
     metadata: dict[str, str]
     expect_parent: str | Version | None
+    derivation: str | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class _Plan:
 
 def commit(
     context: Context,
-    source: Path | Files,
+    source: Path | Files | Mapping[str, Content],
     to: str,
     *,
     kind: Kind | None = None,
@@ -77,6 +89,7 @@ def commit(
     inputs: Digest | None = None,
     repo_type: RepoType | None = None,
     expect_parent: str | Version | None = None,
+    derivation: Mapping[str, Any] | None = None,
 ) -> Version:
     """Commit files as the next version of a branch; see `Yard.commit`."""
     target = repo_of(to, repo_type)
@@ -84,24 +97,38 @@ def commit(
     check_kind(target.repo_type, kind)
     check_metadata(metadata or {}, message)
     origins = (from_,) if isinstance(from_, str | Version | Edge) else tuple(from_)
-    files = open_source(source)
-    names = source_names(files)
-    recognised = recognised_kind(names, has_sources=bool(origins)) if target.repo_type == "model" else None
-    request = _Request(target, branch, kind, recognised, origins, inputs, message, dict(metadata or {}), expect_parent)
-    with context.catalog.read() as connection:
-        _plan(connection, request)
-    if target.repo_type == "model":
-        from modelyard.weights.checks import check_weights
+    hint = derivation_text(derivation)
+    with open_source(source, context.links) as files:
+        names = source_names(files)
+        recognised = recognised_kind(names, has_sources=bool(origins)) if target.repo_type == "model" else None
+        request = _Request(
+            target, branch, kind, recognised, origins, inputs, message, dict(metadata or {}), expect_parent, hint
+        )
+        with context.catalog.read() as connection:
+            _plan(connection, request)
+        if target.repo_type == "model":
+            from modelyard.weights.checks import check_weights
 
-        check_weights(files)
-    with lease(context, "commit") as beat:
-        entries = _store(context, files, names, beat)
-        for _ in range(_ATTEMPTS):
-            version = _attempt(context, request, entries)
-            if version is not None:
-                return version
+            check_weights(files)
+        with lease(context, "commit"):
+            return _commit(context, request, files, names)
+
+
+def _commit(context: Context, request: _Request, files: Files, names: Sequence[str]) -> Version:
+    """Store the bytes once, then try until the branch stands still; again where a collection came in between."""
+    stored = deposit(context, files, names)
+    reach("commit.stored")
+    for _ in range(_ATTEMPTS):
+        try:
+            version = _attempt(context, request, stored)
+        except CollectedError:
+            stored = deposit(context, files, names)
+            continue
+        if version is not None:
+            return version
     raise BusyError(
-        f"branch `{branch}` of `{target.repo_text}` moves too fast to commit to", hint="run the command again"
+        f"branch `{request.branch}` of `{request.target.repo_text}` moves too fast to commit to",
+        hint="run the command again",
     )
 
 
@@ -133,40 +160,29 @@ def _head(connection: Connection, request: _Request) -> VersionRecord | None:
     return versions.load(connection, [ref.version_seq])[0]
 
 
-def _store(context: Context, files: Files, names: Iterable[str], beat: Callable[[], None]) -> tuple[FileEntry, ...]:
-    """Import every file; the lease shows that it lives while that takes long."""
-
-    def recorded(digest: Digest) -> str | None:
-        with context.catalog.read() as connection:
-            return versions.recorded_sha256(connection, digest)
-
-    entries = []
-    last = time.monotonic()
-    for name in names:
-        digests = context.store.import_file(files.path(name), sha256_of=recorded)
-        entries.append(FileEntry(name, digests.size, digests.blake3, digests.sha256, digests.git_blob))
-        if time.monotonic() - last > _BEAT_SECONDS:
-            beat()
-            last = time.monotonic()
-    return tuple(entries)
-
-
-def _attempt(context: Context, request: _Request, entries: tuple[FileEntry, ...]) -> Version | None:
+def _attempt(context: Context, request: _Request, stored: Deposit) -> Version | None:
     """Commit on top of the branch as it is now; None when somebody moved it meanwhile."""
     with context.catalog.read() as connection:
         plan = _plan(connection, request)
-    if plan.head is not None and _same(plan.head, plan, entries):
+    if plan.head is not None and _same(plan.head, plan, stored.entries):
+        renew(context, stored)
         return version_of(plan.head)
     parent = plan.head.id if plan.head else None
-    data = manifest.encode(parent=parent, kind=plan.kind, files=entries, lineage=plan.edges, inputs=request.inputs)
+    data = manifest.encode(
+        parent=parent, kind=plan.kind, files=stored.entries, lineage=plan.edges, inputs=request.inputs
+    )
     digest = context.store.put("manifests", data)
-    with context.change() as tx:
+    reach("commit.manifest")
+    with context.change("commit.committed") as tx:
         now = _head(tx.connection, request)
         if (now.id if now else None) != parent:
             return None
+        check_held(context, tx, stored, digest)
         repo = repos.ensure(tx, request.target.repo_type, request.target.repo)
-        record = _write(tx, repo, request, plan, entries=entries, digest=digest)
-    return version_of(record)
+        record(tx, stored.taken, stored.pack)
+        written = _write(tx, repo, request, plan, entries=stored.entries, digest=digest)
+        reach("commit.rows")
+    return version_of(written)
 
 
 def _same(head: VersionRecord, plan: _Plan, entries: Sequence[FileEntry]) -> bool:
@@ -205,6 +221,7 @@ def _write(
             inputs=request.inputs,
             message=request.message,
             metadata=json.dumps(request.metadata, sort_keys=True, ensure_ascii=False),
+            derivation=request.derivation,
             files=[FileRecord(e.path, e.size, e.blake3, e.sha256, e.git_blob) for e in entries],
             edges=[(edge.type, edge.version) for edge in plan.edges],
         )

@@ -33,6 +33,10 @@ class StoredFiles:
         """Every file's path, sorted by bytes."""
         return sorted(self._entries, key=str.encode)
 
+    def entries(self) -> list[FileEntry]:
+        """Every file's entry, in the order of `names`."""
+        return [self._entries[name] for name in self.names()]
+
     def size(self, name: str) -> int:
         """A file's size in bytes; `NotFoundError` if there is none of this name."""
         return self.entry(name).size

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modelyard.catalog.transaction import discard, pending
+from modelyard.points import reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,12 +60,17 @@ class Context:
     """Entries of the outbox that are in the store: the next write forgets them, so that no change costs two."""
 
     @contextmanager
-    def change(self) -> Iterator[Transaction]:
-        """A write transaction; when the block has ended, it is durable and its journal entries are published."""
+    def change(self, point: str | None = None) -> Iterator[Transaction]:
+        """A write transaction; when the block has ended, it is durable and its journal entries are published.
+
+        `point` is the failpoint between these two.
+        """
         settled = list(self.published)
         with self.catalog.write(author=self.author, at=self.clock()) as tx:
             discard(tx, settled)
             yield tx
+        if point is not None:
+            reach(point)
         self.published.difference_update(settled)
         self._publish(tx.entries)
 

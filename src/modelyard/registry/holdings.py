@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import blake3
 
-from modelyard.catalog import counters, files, segments
+from modelyard.catalog import counters, files
 from modelyard.digest import Digest
 from modelyard.errors import BusyError, IntegrityError
 from modelyard.points import reach
 from modelyard.registry.decoding import catalog_decoder
+from modelyard.registry.presence import held
 from modelyard.registry.rebuilt import RebuiltFile, decoder_without
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Holdings:
             if plan.row.whole:
                 self._restore(digest, plan, error)
             else:
-                self._check(digest, self._rebuild(plan.pieces, self._decoder))
+                self._check(digest, _chunks(plan, self._decoder))
 
     def make_whole(self, digests: Iterable[str]) -> None:
         """See that files lie in the store whole, durably, and that the catalog says so; those that do cost a look.
@@ -136,16 +137,18 @@ class Holdings:
             if present and (row is None or row.whole):
                 continue
             plan = self._plan(digest)
-            if plan is None or not (plan.pieces or plan.row.size == 0):
+            if plan is None:
                 raise _missing(digest)
             self._make_whole(digest, plan)
 
     def _make_whole(self, digest: Digest, plan: _Plan) -> None:
         """Write a file whole, then its row: in the same transaction in which no collection can have taken it again."""
+        # A file that ought to be whole and is gone is no place to look for its own segments.
+        decoder = decoder_without(self.raw, self._catalog, digest) if plan.row.whole else self._decoder
         for _ in range(_ATTEMPTS):
             with self._catalog.read() as connection:
                 before = counters.current(connection, "collections")
-            self._write(digest, self._rebuild(plan.pieces, self._decoder))
+            self._write(digest, _chunks(plan, decoder))
             reach("whole.written")
             with self._catalog.write(author=self._author, at=self._clock()) as tx:
                 quiet = counters.current(tx.connection, "collections") == before
@@ -162,10 +165,10 @@ class Holdings:
         """Write a damaged whole file anew from elsewhere; the error as it was where that cannot be done."""
         decoder = decoder_without(self.raw, self._catalog, digest)
         try:
-            self._check(digest, self._rebuild(plan.pieces, decoder))
+            self._check(digest, _chunks(plan, decoder))
         except IntegrityError:
             raise error from None
-        self._write(digest, self._rebuild(plan.pieces, decoder))
+        self._write(digest, _chunks(plan, decoder))
 
     def _write(self, digest: Digest, chunks: Iterator[bytes]) -> None:
         made = self.raw.put_file(chunks).blake3
@@ -182,9 +185,6 @@ class Holdings:
             raise IntegrityError(
                 f"the segments of file `{digest[:12]}` do not make it", hint="yard check --read-data", file=str(digest)
             )
-
-    def _rebuild(self, pieces: Iterable[Piece], decoder: Decoder) -> Iterator[bytes]:
-        return decoder.segments(piece.segment for piece in pieces)
 
     def _plan(self, digest: Digest) -> _Plan | None:
         """How the catalog says that a file is made; None when it does not know its segments."""
@@ -205,8 +205,7 @@ class Holdings:
     def _is_held(self, plan: _Plan) -> bool:
         names = {piece.segment for piece in plan.pieces}
         with self._catalog.read() as connection:
-            placed = {name for name, row in segments.find(connection, names).items() if row.encoding is not None}
-            return names <= placed | segments.homes(connection, names - placed).keys()
+            return held(connection, self.raw, names) == names
 
     # -- everything else is the store's ----------------------------------------------------------------------------------
 
@@ -249,13 +248,19 @@ class Holdings:
         """See `Store.publish_journal`."""
         self.raw.publish_journal(seq, entry)
 
-    def journal(self) -> Iterator[tuple[int, bytes]]:
+    def journal(
+        self, *, after: int = -1, damaged: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """See `Store.journal`."""
-        return self.raw.journal()
+        return self.raw.journal(after=after, damaged=damaged)
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
         return self.raw.free_bytes()
+
+
+def _chunks(plan: _Plan, decoder: Decoder) -> Iterator[bytes]:
+    return decoder.segments(piece.segment for piece in plan.pieces)
 
 
 def _missing(digest: Digest) -> IntegrityError:

@@ -1,12 +1,15 @@
-"""What a commit accepts: a folder or file becomes a list of safe names, and edges become digests that exist.
+"""What a commit accepts: folders, files and streams become a list of safe names, and edges become digests that exist.
 
-Nothing here writes. Knows names and links, not tensors; `modelyard.weights` judges those.
+Nothing here writes to the yard. Knows names and links, not tensors; `modelyard.weights` judges those.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelyard.catalog import versions
 from modelyard.digest import Digest
@@ -14,16 +17,27 @@ from modelyard.errors import InputError, NotFoundError
 from modelyard.registry.model import KINDS, LINEAGE_TYPES, Edge, Kind, LineageType, Version, version_of
 from modelyard.registry.names import check_paths
 from modelyard.registry.resolve import record_of
+from modelyard.registry.streams import Content, Contents, spool_folder
 from modelyard.weights.files import READ_LIMIT, Files, FolderFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
 
     from modelyard.registry.reference import RepoType
 
-__all__ = ["Origin", "check_kind", "edges_of", "open_source", "recognised_kind", "source_names"]
+__all__ = [
+    "Content",
+    "Contents",
+    "Origin",
+    "check_kind",
+    "derivation_text",
+    "edges_of",
+    "open_source",
+    "recognised_kind",
+    "source_names",
+]
 
 Origin = str | Version | Edge | tuple[LineageType, str | Version]
 """What `from_` takes: a reference or version, whose edge follows from the kind, or the edge itself."""
@@ -61,21 +75,28 @@ class _OneFile:
         return self._folder.path(name)
 
 
-def open_source(source: Path | Files) -> Files:
-    """A folder, a single file or a `Files` as `Files`.
+@contextmanager
+def open_source(source: Path | Files | Mapping[str, Content], spool: Path | None = None) -> Iterator[Files]:
+    """A folder, a single file, a `Files`, or contents by name as `Files`, while the block runs.
+
+    Streams are written to a temporary folder in `spool` (best on the store's own file system), when they are first asked for.
 
     Raises:
         InputError: There is nothing at the path, or it is neither a folder nor a regular file.
     """
-    if not isinstance(source, Path):
-        return source
-    if source.is_dir():
-        return FolderFiles(source)
-    if source.is_symlink() or source.is_file():
-        return _OneFile(source)
-    if source.exists():
+    if isinstance(source, Mapping):
+        with spool_folder(spool) as folder:
+            yield Contents(source, folder)
+    elif not isinstance(source, Path):
+        yield source
+    elif source.is_dir():
+        yield FolderFiles(source)
+    elif source.is_symlink() or source.is_file():
+        yield _OneFile(source)
+    elif source.exists():
         raise InputError(f"`{source}` is neither a folder nor a regular file")
-    raise InputError(f"there is nothing at `{source}`", hint="give a folder with the files of the version")
+    else:
+        raise InputError(f"there is nothing at `{source}`", hint="give a folder with the files of the version")
 
 
 def source_names(files: Files) -> list[str]:
@@ -99,6 +120,22 @@ def check_kind(repo_type: RepoType, kind: str | None) -> None:
         raise InputError("a dataset has no kind", hint="leave `kind` out")
     if kind not in KINDS:
         raise InputError(f"`{kind}` is not a kind", hint=f"kinds are {', '.join(KINDS)}")
+
+
+def derivation_text(derivation: Mapping[str, Any] | None) -> str | None:
+    """What the committer says the files were computed by, as it is kept; None where nothing is said.
+
+    Raises:
+        InputError: It names no operation, or holds what JSON cannot.
+    """
+    if derivation is None:
+        return None
+    if not isinstance(derivation.get("operation"), str):
+        raise InputError("a derivation names its `operation`", hint='for example derivation={"operation": "lora/1"}')
+    try:
+        return json.dumps(dict(derivation), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the derivation cannot be kept as JSON: {error}") from error
 
 
 def recognised_kind(names: Iterable[str], *, has_sources: bool) -> Kind | None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from modelyard.catalog import Catalog
     from modelyard.digest import Digest
     from modelyard.registry.diff import VersionDiff
-    from modelyard.registry.intake import Origin
+    from modelyard.registry.intake import Content, Origin
     from modelyard.registry.model import (
         Deletion,
         Deployment,
@@ -115,7 +115,7 @@ class Yard(Upkeep, Exchange):
 
     def commit(
         self,
-        folder: Path | str | Files,
+        source: Path | str | Files | Mapping[str, Content],
         to: str,
         *,
         kind: Kind | None = None,
@@ -126,14 +126,16 @@ class Yard(Upkeep, Exchange):
         inputs: Digest | None = None,
         repo_type: RepoType | None = None,
         expect_parent: str | Version | None = None,
+        derivation: Mapping[str, Any] | None = None,
     ) -> Version:
-        """Commit a folder (a single file, or a `Files`) as the next version of a branch.
+        """Commit files as the next version of a branch.
 
         The same files with the same lineage and kind as the branch's head are the head: nothing is written. When somebody
         else commits first, this commit goes on top of theirs, unless `expect_parent` was given.
 
         Args:
-            folder: What to commit. Links and special files are refused; `.git`, `.cache` and `__pycache__` are left out.
+            source: A folder or a file; bytes, paths or streams by name; or a `Files`, such as another yard's `files(...)`.
+                Links and special files are refused; `.git`, `.cache` and `__pycache__` are left out.
             to: The repo, which is created by its first commit.
             kind: Of a model; inherited from the parent, or recognised in the first commit of a complete model.
             from_: What it was made from. A bare reference gets the edge that follows from the kind, `trained-on` for a dataset.
@@ -143,6 +145,8 @@ class Yard(Upkeep, Exchange):
             inputs: Digest of the run's configuration, data, seed and code.
             repo_type: Settles the type when `to` does not begin with `datasets/`.
             expect_parent: Refuse unless the branch is at this version.
+            derivation: What the files were computed by, such as `{"operation": "linear/1", ...}`: a hint for compaction,
+                believed only where the bytes agree.
 
         Raises:
             PickleError: Weights that would run code when loaded.
@@ -151,10 +155,9 @@ class Yard(Upkeep, Exchange):
             ConflictError: The branch is not at `expect_parent`, or its name is a tag or alias.
             NoSpaceError: The disk is full; the old state stands.
         """
-        source = Path(folder) if isinstance(folder, str) else folder
         return _commit.commit(
             self._context,
-            source,
+            Path(source) if isinstance(source, str) else source,
             to,
             kind=kind,
             from_=from_,
@@ -164,6 +167,7 @@ class Yard(Upkeep, Exchange):
             inputs=inputs,
             repo_type=repo_type,
             expect_parent=expect_parent,
+            derivation=derivation,
         )
 
     def files(self, version: str | Version) -> StoredFiles:
