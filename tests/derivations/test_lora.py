@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
-import blake3
 import numpy as np
 import pytest
+from derivation_cases import GOLDEN, digest, inputs, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelyard.derivations import STORAGE, Lora, Workspace, apply_cast, apply_lora, check_arithmetic, lora_scale
+from modelyard.derivations import Lora, Workspace, apply_lora, check_arithmetic, lora_scale
 from modelyard.errors import InputError
-
-GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text("utf-8"))
-
-
-def numbers(seed: str, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Float32 in [-1, 1) that follow from a text alone: BLAKE3's output, 24 bits for each."""
-    count = int(np.prod(shape))
-    bits = np.frombuffer(blake3.blake3(seed.encode()).digest(length=4 * count), "<u4")
-    made = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-    return made.reshape(shape)
-
-
-def inputs(dtype: str, *, transposed: bool = False) -> tuple[Any, Any, Any]:
-    """Base, A and B of the golden digests: weight (40, 56) or its transpose, rank 5."""
-    shape = (56, 40) if transposed else (40, 56)
-    return apply_cast(numbers("W", *shape), "F32", dtype), numbers("A", 5, 56), numbers("B", 40, 5)
-
-
-def digest(array: Any) -> str:
-    """BLAKE3 of an array's bytes."""
-    return blake3.blake3(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def golden_digests() -> dict[str, str]:
-    """What this process computes for every golden case."""
-    made = {}
-    for dtype in STORAGE:
-        for transposed in (False, True):
-            base, a, b = inputs(dtype, transposed=transposed)
-            out = apply_lora(base, dtype, a, b, lora_scale(7, 5), transposed=transposed)
-            made[f"lora/1 {dtype}{' transposed' if transposed else ''}"] = digest(out)
-    for from_ in STORAGE:
-        for to in STORAGE:
-            made[f"cast/1 {from_} to {to}"] = digest(apply_cast(inputs(from_)[0], from_, to))
-    return made
-
-
-def extensions() -> list[str]:
-    """The optional vector extensions that numpy uses in this process."""
-    features: Any = np._core._multiarray_umath  # type: ignore[attr-defined]
-    return [name for name in features.__cpu_dispatch__ if features.__cpu_features__.get(name)]
-
 
 def by_definition(base: Any, a: Any, b: Any, scale: np.float32) -> Any:
     """`lora/1` on a float32 base, one scalar operation after another, as its definition reads."""
@@ -92,40 +45,6 @@ def test_negative_zero_products_start_from_positive_zero() -> None:
     assert not np.signbit(out[0, 0])
 
 
-def test_golden_digests() -> None:
-    """The pinned digests hold: nobody changed an operation that stored bytes depend on."""
-    assert golden_digests() == GOLDEN["digests"]
-
-
-@pytest.mark.parametrize(("threads", "block_elements"), [(1, 1), (1, 100), (2, 1 << 16), (2, 7), (3, 57)])
-def test_threads_and_blocks_do_not_show(threads: int, block_elements: int) -> None:
-    """Every thread count and block size gives the pinned bits."""
-    for dtype in STORAGE:
-        for transposed in (False, True):
-            base, a, b = inputs(dtype, transposed=transposed)
-            out = apply_lora(
-                base,
-                dtype,
-                a,
-                b,
-                lora_scale(7, 5),
-                transposed=transposed,
-                threads=threads,
-                block_elements=block_elements,
-            )
-            assert digest(out) == GOLDEN["digests"][f"lora/1 {dtype}{' transposed' if transposed else ''}"]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_instruction_set_does_not_show(threads: int) -> None:
-    """With every optional vector extension switched off, in a process of its own, the bits are the pinned ones."""
-    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(extensions()), "ATEN_CPU_CAPABILITY": "default"}
-    code = "import json, test_lora as t; print(json.dumps([t.extensions(), t.golden_digests()]))"
-    environment |= {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [[], GOLDEN["digests"]]
-
-
 def test_rows_may_come_in_any_order() -> None:
     """Applying rows one by one, last first, gives what the whole gives."""
     base, a, b = inputs("BF16")
@@ -133,7 +52,7 @@ def test_rows_may_come_in_any_order() -> None:
     out = np.empty_like(base)
     for row in reversed(range(len(base))):
         lora.apply(base[row : row + 1], out[row : row + 1], row, Workspace(16))
-    assert digest(out) == GOLDEN["digests"]["lora/1 BF16"]
+    assert digest(out) == GOLDEN["lora/1 BF16"]
 
 
 def test_scale_is_rounded_once() -> None:
@@ -209,10 +128,3 @@ def test_factors_that_do_not_fit_are_refused(a: tuple[int, ...], b: tuple[int, .
     with pytest.raises(InputError) as caught:
         Lora(np.zeros(a, np.float32), np.zeros(b, np.float32), np.float32(1), "F32")
     assert caught.value.code == code
-
-
-def test_document_pins_the_same_digests() -> None:
-    """docs/design/derivations.md lists exactly the pinned digests."""
-    text = (Path(__file__).parents[2] / "docs" / "design" / "derivations.md").read_text("utf-8")
-    rows = [line.split("|") for line in text.splitlines() if line.startswith(("| lora/", "| cast/"))]
-    assert {row[1].strip(): row[2].strip(" `") for row in rows} == GOLDEN["digests"]

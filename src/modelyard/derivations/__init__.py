@@ -11,24 +11,36 @@ array([[ 7., 13.]], dtype=float32)
 """
 
 from modelyard.derivations.cast import apply_cast
+from modelyard.derivations.dare import apply_dare, dare_key
+from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import Lora, apply_lora, lora_scale
 from modelyard.derivations.numbers import STORAGE, Workspace, check_arithmetic
-from modelyard.derivations.params import cast_params, lora_params
+from modelyard.derivations.operands import Operands
+from modelyard.derivations.params import cast_params, dare_params, linear_params, lora_params, ties_params
 from modelyard.derivations.replay import replay
+from modelyard.derivations.ties import apply_ties
 
 __all__ = [
     "OPERATIONS",
     "STORAGE",
     "Lora",
+    "Operands",
     "Workspace",
     "apply_cast",
+    "apply_dare",
+    "apply_linear",
     "apply_lora",
+    "apply_ties",
     "cast_params",
     "check_arithmetic",
+    "dare_key",
+    "dare_params",
+    "linear_params",
     "lora_params",
     "lora_scale",
     "replay",
+    "ties_params",
 ]
 
-OPERATIONS = ("lora/1", "cast/1")
-"""The operations that exist. Reserved for later: linear/1, ties/1, dare/1."""
+OPERATIONS = ("lora/1", "cast/1", "linear/1", "ties/1", "dare/1")
+"""The operations that exist, by name and version."""

@@ -67,6 +67,10 @@ class Workspace:
         self.terms = np.empty(elements, np.float32)
         self.values = np.empty(elements, np.float32)
 
+    def part(self, elements: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The first `elements` of `sums`, `terms` and `values`."""
+        return self.sums[:elements], self.terms[:elements], self.values[:elements]
+
 
 @contextmanager
 def arithmetic() -> Iterator[None]:

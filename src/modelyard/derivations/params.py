@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelyard.derivations.numbers import STORAGE
+from modelyard.derivations.operands import binary32, check_density
 from modelyard.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Params", "binary32_text", "cast_params", "lora_params"]
+__all__ = [
+    "Params",
+    "binary32_text",
+    "cast_params",
+    "dare_params",
+    "linear_params",
+    "lora_params",
+    "ties_params",
+]
 
 _LARGEST = 2**53 - 1
 _BITS = re.compile(r"[0-9a-f]{8}")
@@ -37,11 +46,7 @@ def binary32_text(value: float) -> str:
     Raises:
         InputError: `bad_number`, when that is not finite.
     """
-    with np.errstate(all="ignore"):
-        rounded = np.float32(value)
-    if not np.isfinite(rounded):
-        raise InputError(f"{value!r} is not a finite binary32 number", code="bad_number")
-    return f"{int(rounded.view(np.uint32)):08x}"
+    return f"{int(binary32(value, 'a parameter').view(np.uint32)):08x}"
 
 
 def lora_params(
@@ -91,6 +96,78 @@ def cast_params(from_: str, to: str) -> dict[str, Any]:
     return {"operation": "cast/1", "dtype": to, "from": from_}
 
 
+def linear_params(from_: Sequence[str], weights: Sequence[float], to: str) -> dict[str, Any]:
+    """Params of `linear/1`, without `roles` (which are `x0`, `x1`, ...).
+
+    Args:
+        from_: The models' dtypes.
+        weights: One for each, rounded to binary32.
+        to: The result's dtype.
+
+    Raises:
+        InputError: `bad_number`, for a weight that is not finite.
+    """
+    return {
+        "operation": "linear/1",
+        "dtype": to,
+        "from": list(from_),
+        "weights": [binary32_text(weight) for weight in weights],
+    }
+
+
+def _changes_params(operation: str, linear: dict[str, Any], base_dtype: str, density: float) -> dict[str, Any]:
+    kept = binary32_text(float(check_density(density)))
+    return linear | {"operation": operation, "base_dtype": base_dtype, "density": kept}
+
+
+def ties_params(
+    from_: Sequence[str], weights: Sequence[float], to: str, *, base_dtype: str, density: float
+) -> dict[str, Any]:
+    """Params of `ties/1`, without `roles` (which are `base`, `x0`, `x1`, ..., each a whole tensor).
+
+    Args:
+        from_: The models' dtypes.
+        weights: One for each, rounded to binary32.
+        to: The result's dtype.
+        base_dtype: The base's.
+        density: The share of the changes that is kept, rounded to binary32.
+
+    Raises:
+        InputError: `bad_number` or `bad_density`.
+    """
+    return _changes_params("ties/1", linear_params(from_, weights, to), base_dtype, density)
+
+
+def dare_params(
+    from_: Sequence[str],
+    weights: Sequence[float],
+    to: str,
+    *,
+    base_dtype: str,
+    density: float,
+    seed: int,
+    name: str,
+    element: int = 0,
+) -> dict[str, Any]:
+    """Params of `dare/1`, without `roles` (which are `base`, `x0`, `x1`, ...).
+
+    Args:
+        from_: The models' dtypes.
+        weights: One for each, rounded to binary32.
+        to: The result's dtype.
+        base_dtype: The base's.
+        density: The share of the changes that is kept, rounded to binary32.
+        seed: 0 to 2^53 - 1.
+        name: The tensor's name.
+        element: The flat index in the tensor of the segment's first element.
+
+    Raises:
+        InputError: `bad_number` or `bad_density`.
+    """
+    made = _changes_params("dare/1", linear_params(from_, weights, to), base_dtype, density)
+    return made | {"seed": seed, "name": name, "element": element}
+
+
 class Params:
     """The params of one derived segment, read value by value.
 
@@ -121,6 +198,27 @@ class Params:
         if type(value) is not int or not least <= value <= most:
             raise self.refuse(f"`{key}` is not an integer from {least} to {most}")
         return value
+
+    def length(self, key: str) -> int:
+        """How long a list is; at least 1."""
+        value = self._params.get(key)
+        if not isinstance(value, list | tuple) or not value:
+            raise self.refuse(f"`{key}` is not a list")
+        return len(value)
+
+    def name(self) -> str:
+        """A tensor's name under `name`, which has a spelling in UTF-8."""
+        name = self.text("name")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise self.refuse("`name` cannot be encoded as UTF-8")
+        return name
+
+    def density(self) -> np.float32:
+        """A binary32 from 2^-32 to 1 under `density`."""
+        try:
+            return check_density(float(self.number("density")))
+        except InputError as error:
+            raise self.refuse(error.message) from error
 
     def _list(self, key: str, count: int) -> list[Any]:
         value = self._params.get(key)

@@ -16,12 +16,24 @@ from typing import Any
 import numpy as np
 
 from modelyard.derivations.cast import apply_cast
+from modelyard.derivations.dare import apply_dare
+from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import apply_lora
 from modelyard.derivations.numbers import STORAGE, Array
-from modelyard.derivations.params import Params, cast_params, lora_params
+from modelyard.derivations.operands import Operands
+from modelyard.derivations.params import Params, cast_params, dare_params, linear_params, lora_params, ties_params
+from modelyard.derivations.ties import apply_ties
 from modelyard.errors import IntegrityError
 
-__all__ = ["MAX_SEGMENT", "cast_params", "lora_params", "replay"]
+__all__ = [
+    "MAX_SEGMENT",
+    "cast_params",
+    "dare_params",
+    "linear_params",
+    "lora_params",
+    "replay",
+    "ties_params",
+]
 
 MAX_SEGMENT = 64 << 20
 """The most bytes that a segment has."""
@@ -108,7 +120,51 @@ def _replay_cast(read: Params, roles: Roles, size: int, threads: int) -> bytes:
     return apply_cast(_view(read, "x", x, from_, elements), from_, to, threads=threads).tobytes()
 
 
+def _replay_linear(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    return apply_linear(_read_operands(read, roles, size), read.dtype(), threads=threads).tobytes()
+
+
+def _replay_ties(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    operands = _read_operands(read, roles, size, with_base=True)
+    return apply_ties(operands, float(read.density()), read.dtype(), threads=threads).tobytes()
+
+
+def _replay_dare(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    operands = _read_operands(read, roles, size, with_base=True)
+    made = apply_dare(
+        operands,
+        float(read.density()),
+        read.dtype(),
+        seed=read.integer("seed"),
+        name=read.name(),
+        element=read.integer("element"),
+        threads=threads,
+    )
+    return made.tobytes()
+
+
+def _read_operands(read: Params, roles: Roles, size: int, *, with_base: bool = False) -> Operands:
+    to = read.dtype()
+    elements = size // STORAGE[to].itemsize
+    _check_size(read, to, elements, size)
+    count = read.length("weights")
+    from_, weights = read.dtypes("from", count), read.numbers("weights", count)
+    if len(roles) != count + with_base:
+        raise read.refuse(f"it has {len(roles)} buffers for {count} models")
+    names = [f"x{number}" for number in range(count)]
+    buffers = _take(read, roles, *names, *(["base"] if with_base else []))
+    sources = [_view(read, *given, elements) for given in zip(names, buffers, from_, strict=False)]
+    if not with_base:
+        return Operands(sources, from_, [float(weight) for weight in weights])
+    base_dtype = read.dtype("base_dtype")
+    base = _view(read, "base", buffers[-1], base_dtype, elements)
+    return Operands(sources, from_, [float(weight) for weight in weights], base=base, base_dtype=base_dtype)
+
+
 _OPERATIONS: Mapping[str, Callable[[Params, Roles, int, int], bytes]] = {
     "lora/1": _replay_lora,
     "cast/1": _replay_cast,
+    "linear/1": _replay_linear,
+    "ties/1": _replay_ties,
+    "dare/1": _replay_dare,
 }
