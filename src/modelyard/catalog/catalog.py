@@ -80,7 +80,7 @@ class Catalog:
             revision.check(None, self.where)
         self._refuse_network_file_system()
         with engines.translated(self.where), self._connect() as connection:
-            revision.check(revision.current(connection), self.where)
+            revision.check(revision.current(connection), self.where, connection)
         return self
 
     def revision(self) -> str | None:
