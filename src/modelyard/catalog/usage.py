@@ -27,6 +27,7 @@ __all__ = [
     "in_pack",
     "owners",
     "users_of",
+    "versions_with",
     "whole_files_with",
 ]
 
@@ -87,6 +88,16 @@ def first_versions(connection: Connection, digests: Iterable[str], *, live: bool
         if live:
             query = query.where(versions.c.deleted == 0)
         found.update((row.blake3, row.seq) for row in connection.execute(query))
+    return found
+
+
+def versions_with(connection: Connection, digests: Iterable[str]) -> dict[str, set[int]]:
+    """The `seq`s of the versions that have each of these files, deleted ones included."""
+    found: dict[str, set[int]] = {}
+    for some in chunks(digests):
+        query = select(version_files.c.blake3, version_files.c.version_seq).where(version_files.c.blake3.in_(some))
+        for row in connection.execute(query):
+            found.setdefault(row.blake3, set()).add(row.version_seq)
     return found
 
 

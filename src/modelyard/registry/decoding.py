@@ -12,15 +12,16 @@ segment is kept as it is, what is live, or what a tensor is.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from modelyard.digest import Digest, digest_bytes
 from modelyard.errors import InputError, IntegrityError
+from modelyard.registry.ahead import ThreadPoolExecutor, ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,13 +129,16 @@ class Decoder:
     def segments(self, digests: Iterable[str], *, threads: int = 1) -> Iterator[bytes]:
         """The bytes of several segments in the order asked for, each as `segment` gives it, decoded a few ahead."""
         asked = iter(digests)
-        with ThreadPoolExecutor(threads) if threads > 1 else _Nobody() as pool:
+        if threads < 2:
             while window := list(islice(asked, _WINDOW)):
                 view = self._look(window)
-                if pool is None:
-                    yield from (self._current(view, digest, 1) for digest in window)
-                else:
-                    yield from self._ahead(pool, view, window, threads)
+                yield from (self._current(view, digest, 1) for digest in window)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            while window := list(islice(asked, _WINDOW)):
+                view = self._look(window)
+                jobs = ((self._row(view, each).size, partial(self._current, view, each)) for each in window)
+                yield from ahead(pool, jobs, threads=threads, most=_IN_FLIGHT)
 
     def derive(self, params: Mapping[str, Any], inputs: Sequence[str], size: int, *, threads: int = 1) -> bytes:
         """What an operation gives: `params` as a pack's index has them, `roles` included; not compared with anything.
@@ -144,27 +148,6 @@ class Decoder:
         """
         made = _Computed("0" * 64, size, tuple(inputs))
         return self._derived(self._look(inputs), made, dict(params), 0, threads)
-
-    def _ahead(self, pool: ThreadPoolExecutor, view: _View, window: list[str], threads: int) -> Iterator[bytes]:
-        """One window, as many at once as there are threads, as long as their results are small together."""
-        running: deque[tuple[int, Future[bytes]]] = deque()
-        flying = 0
-        try:
-            for digest in window:
-                size = self._row(view, digest).size
-                while running and (len(running) >= threads or flying + size > _IN_FLIGHT):
-                    done, future = running.popleft()
-                    yield future.result()
-                    flying -= done
-                # A large segment runs alone, so its own arithmetic may have every thread.
-                share = threads if size > _IN_FLIGHT // 2 else 1
-                running.append((size, pool.submit(self._current, view, digest, share)))
-                flying += size
-            while running:
-                yield running.popleft()[1].result()
-        finally:
-            for _, future in running:
-                future.cancel()
 
     def _look(self, digests: Iterable[str]) -> _View:
         """Look up these segments and, level by level, the inputs of those that lie in no whole file."""
@@ -292,16 +275,6 @@ class _Computed:
     offset: int = 0
     length: int = 0
     params: str = "{}"
-
-
-class _Nobody:
-    """In place of a pool of threads where there is one thread only."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 class _Cache:

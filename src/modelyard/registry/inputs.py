@@ -36,18 +36,25 @@ class InputGraph:
     def __init__(self, inputs: Mapping[str, Iterable[str]]) -> None:
         self._inputs: dict[str, tuple[str, ...]] = {}
         self._users: dict[str, set[str]] = {}
+        self._known: set[str] = set()
         for segment, sources in inputs.items():
             self._link(segment, tuple(sources))
 
-    @classmethod
-    def load(cls, connection: Connection, digests: Iterable[str]) -> InputGraph:
-        """Everything that these segments are made from, and everything that is made from them, as the catalog has it."""
-        seen, level = set(digests), set(digests)
+    def extend(self, connection: Connection, digests: Iterable[str]) -> None:
+        """Learn what these segments are made from and what is made from them, as the catalog has it now.
+
+        What the graph knows already stays as it is.
+        """
+        seen = set(digests) - self._known
+        level = set(seen)
         while level:
-            level = {user for users in users_of(connection, level).values() for user in users} - seen
+            level = {user for users in users_of(connection, level).values() for user in users} - seen - self._known
             seen |= level
-        rows = segments.closure(connection, seen)
-        return cls({digest: row.inputs for digest, row in rows.items() if row.inputs})
+        for digest, row in segments.closure(connection, seen).items():
+            if digest not in self._known:
+                self._known.add(digest)
+                if row.inputs and digest not in self._inputs:
+                    self._link(digest, row.inputs)
 
     def problem(self, segment: str, inputs: Sequence[str]) -> str | None:
         """Why `segment` may not be made from `inputs`; None when it may."""
@@ -60,6 +67,7 @@ class InputGraph:
 
     def put(self, segment: str, inputs: Sequence[str]) -> dict[str, int]:
         """Make `segment` from `inputs`; returns its new depth, and the new depths of everything above it."""
+        self._known.add(segment)
         self._link(segment, tuple(inputs))
         changed, level = {segment: self.depth(segment)}, {segment}
         while level := {user for each in level for user in self._users.get(each, ())} - changed.keys():

@@ -52,6 +52,7 @@ class Offer:
     Attributes:
         segment: Its digest.
         size: Its bytes.
+        file: The file that it is a piece of.
         dtype: Of its elements, `BYTES` where it has none; what `planes/1` and `delta/1` are told.
         derivations: Operations that may give it, the likeliest first.
         bases: Segments of the same size and kind, the likeliest first.
@@ -59,6 +60,7 @@ class Offer:
 
     segment: str
     size: int
+    file: str
     dtype: str = "BYTES"
     derivations: tuple[Derivation, ...] = ()
     bases: tuple[str, ...] = ()
@@ -119,12 +121,13 @@ class Sources:
                 range_ = ranges.get(at)
                 if range_ is None:
                     bases = [twin[at] for twin in twins if twin]
-                    yield Offer(piece.segment, piece.size, bases=_others(bases, piece.segment))
+                    yield Offer(piece.segment, piece.size, entry.blake3, bases=_others(bases, piece.segment))
                     continue
                 found = tuple(made for derive in derivers if (made := derive(range_)) is not None)
                 likes = [self._like(tensors.get(range_.name), range_) for _, tensors in alike]
                 bases = [base for base in likes if base is not None]
-                yield Offer(piece.segment, piece.size, range_.place.dtype, found, _others(bases, piece.segment))
+                others = _others(bases, piece.segment)
+                yield Offer(piece.segment, piece.size, entry.blake3, range_.place.dtype, found, others)
 
     def _tensors_of(self, record: VersionRecord) -> dict[str, TensorPlace]:
         """A version's tensors; none when its headers cannot be read, which is noted."""
