@@ -178,8 +178,10 @@ class Wrapper:
     def publish_journal(self, seq: int, entry: bytes) -> None:
         self._change("journal", lambda: self.inner.publish_journal(seq, entry))
 
-    def journal(self) -> Iterator[tuple[int, bytes]]:
-        return self.inner.journal()
+    def journal(
+        self, *, after: int = -1, damaged: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        return self.inner.journal(after=after, damaged=damaged)
 
     def free_bytes(self) -> int | None:
         return self.inner.free_bytes()

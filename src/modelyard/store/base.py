@@ -113,8 +113,14 @@ class Store(Protocol):
         """
         ...
 
-    def journal(self) -> Iterator[tuple[int, bytes]]:
-        """The journal's entries in ascending order, each verified; `IntegrityError` at the first that is damaged."""
+    def journal(
+        self, *, after: int = -1, damaged: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The journal's entries in ascending order, each verified; `IntegrityError` at the first that is damaged.
+
+        Only those with numbers above `after` are read. `damaged`, where given, is told the number of each damaged entry,
+        which is passed over.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -18,11 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import blake3
-
-from modelyard.digest import Digest, FileDigests, digest_bytes, read_chunks
+from modelyard.digest import Digest, FileDigests, digest_bytes
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
-from modelyard.store import reading
+from modelyard.store import imports, reading
 from modelyard.store.filesystem import FileSystem, lock_folder
 from modelyard.store.hashing import Hashing, gather, hash_chunks
 from modelyard.store.layout import PACKS, Layout, extend_format, format_bytes, frame_entry, read_format, unframe_entry
@@ -113,7 +111,6 @@ class LocalStore:
         link: bool = False,
     ) -> FileDigests:
         """Store a copy of the file at `path`; see `Store.import_file`."""
-        del link
         self._prepare_to_write()
         with source(path) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -122,16 +119,19 @@ class LocalStore:
                 if observe is not None:
                     observe(data)
                 return self._keep_small(data)
-            # A pass of BLAKE3 costs a fraction of a write: worth it where the bytes may be there already.
-            if self._has_file_of(size):
-                if (digests := self._find(read_exactly(stream, path, size), size, sha256_of)) is not None:
-                    if observe is not None:
-                        stream.seek(0)
-                        for chunk in read_exactly(stream, path, size):
-                            observe(chunk)
+            expected = None
+            # Reading and comparing costs a fraction of a write: worth it where a stored file looks alike.
+            if (stored := imports.find_alike(stream, self._stored_of(size))) is not None:
+                digests, same = imports.compare(stream, path, stored, sha256_of, observe)
+                if same:
+                    self._make_name_durable(stored)
                     return digests
                 stream.seek(0)
-            return self._copy(stream, path, size, observe)
+                expected, observe = digests.blake3, None  # which was given everything
+            digests = self._copy(stream, path, observe, link=link)
+            if expected not in {None, digests.blake3}:
+                raise reading.changed(path)
+            return digests
 
     def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
         """Whether a regular file is stored under `digest`; says nothing about its bytes."""
@@ -215,18 +215,25 @@ class LocalStore:
             if not file.publish_new(target, len(framed)) and not self._agrees(seq, entry):
                 file.publish(target, len(framed))
 
-    def journal(self) -> Iterator[tuple[int, bytes]]:
-        """The journal's entries in ascending order, each verified."""
+    def journal(
+        self, *, after: int = -1, damaged: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The journal's entries in ascending order, each verified; see `Store.journal`."""
         self._check_open()
         for seq in self._layout.journal_numbers():
+            if seq <= after:
+                continue
             entry = self._entry(seq)
-            if entry is None:
+            if entry is not None:
+                yield seq, entry
+            elif damaged is not None:
+                damaged(seq)
+            else:
                 raise IntegrityError(
                     f"journal entry {seq} of the yard `{self.root}` is damaged",
                     hint="copy it from a backup of the yard; only rebuilding a lost catalog needs it",
                     path=str(self._layout.journal_entry(seq)),
                 )
-            yield seq, entry
 
     # -- space ---------------------------------------------------------------------------------------------------------
 
@@ -277,35 +284,34 @@ class LocalStore:
                 self._writer.sync_folder(self.root)  # as in `_holds`
         self._packs_announced = True
 
-    def _copy(self, stream: BinaryIO, path: Path, size: int, observe: Callable[[bytes], object] | None) -> FileDigests:
+    def _copy(
+        self, stream: BinaryIO, path: Path, observe: Callable[[bytes], object] | None, *, link: bool
+    ) -> FileDigests:
+        before = os.fstat(stream.fileno())
         with self._writer.incoming() as file:
             # What is hashed after cloning is our copy: the original may change meanwhile.
-            cloned = file.clone(stream.fileno())
-            digests = file.digests(observe) if cloned else _write(file, read_exactly(stream, path, size), observe)
-            if not self._holds(digests):
-                file.publish(self._layout.object("files", digests.blake3), digests.size)
-        return digests
+            if file.clone(stream.fileno()):
+                return self._publish(file, file.digests(observe))
+            if not link:
+                return self._publish(file, _write(file, read_exactly(stream, path, before.st_size), observe))
+        with self._writer.adopted(path, stream.fileno()) as adopted:
+            if adopted is not None:
+                digests = hash_chunks(read_exactly(stream, path, before.st_size), observe)
+                # Asked when nobody can open it for writing any more.
+                return self._publish(adopted, digests, lambda: reading.check_unchanged(stream.fileno(), before, path))
+        return self._copy_plainly(stream, path, before.st_size, observe)
 
-    def _find(
-        self, chunks: Iterable[bytes], size: int, sha256_of: Callable[[Digest], str | None] | None
-    ) -> FileDigests | None:
-        """The hashes of these bytes, more than `_SMALL` of them, if they are a stored, undamaged file, which is read."""
-        hasher = blake3.blake3()
-        for chunk in chunks:
-            hasher.update(chunk)
-        digest = Digest(hasher.hexdigest())
-        target = self._layout.object("files", digest)
-        if not reading.is_regular(target):
-            return None
-        known = sha256_of(digest) if sha256_of is not None else None
-        if known is not None:
-            digests = FileDigests(size, digest, known)
-            return digests if self._holds(digests) else None
-        with os.fdopen(reading.open_regular(target), "rb", buffering=0) as stream, explained(target, "read"):
-            digests = hash_chunks(read_chunks(stream))
-        if digests.blake3 != digest:
-            return None
-        self._make_name_durable(target)
+    def _copy_plainly(
+        self, stream: BinaryIO, path: Path, size: int, observe: Callable[[bytes], object] | None
+    ) -> FileDigests:
+        with self._writer.incoming() as file:
+            return self._publish(file, _write(file, read_exactly(stream, path, size), observe))
+
+    def _publish(
+        self, file: IncomingFile, digests: FileDigests, check: Callable[[], None] | None = None
+    ) -> FileDigests:
+        if not self._holds(digests):
+            file.publish(self._layout.object("files", digests.blake3), digests.size, check)
         return digests
 
     def _keep_small(self, data: bytes) -> FileDigests:
@@ -332,13 +338,13 @@ class LocalStore:
         self._writer.ensure_folder(target.parent)
         self._writer.sync_folder(target.parent)
 
-    def _has_file_of(self, size: int) -> bool:
-        """Whether any stored file has this size; one that vanishes meanwhile does not count."""
+    def _stored_of(self, size: int) -> Iterator[Path]:
+        """Every stored file of this size; one that vanishes meanwhile does not count."""
         for digest in self._layout.objects("files"):
+            path = self._layout.object("files", digest)
             with suppress(FileNotFoundError):
-                if self._layout.object("files", digest).lstat().st_size == size:
-                    return True
-        return False
+                if path.lstat().st_size == size:
+                    yield path
 
     def _entry(self, seq: int) -> bytes | None:
         """Journal entry number `seq`, or None when it is missing or damaged."""

@@ -153,15 +153,20 @@ class MemoryStore:
                 raise ConflictError(f"journal entry {seq} is already published and says something else", seq=seq)
             self._journal[seq] = frame_entry(entry)
 
-    def journal(self) -> Iterator[tuple[int, bytes]]:
-        """The journal's entries in ascending order, each verified."""
+    def journal(
+        self, *, after: int = -1, damaged: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The journal's entries in ascending order, each verified; see `Store.journal`."""
         with self._lock:
-            framed = sorted(self._journal.items())
+            framed = sorted((seq, stored) for seq, stored in self._journal.items() if seq > after)
         for seq, stored in framed:
             entry = unframe_entry(stored)
-            if entry is None:
+            if entry is not None:
+                yield seq, entry
+            elif damaged is not None:
+                damaged(seq)
+            else:
                 raise IntegrityError(f"journal entry {seq} is damaged")
-            yield seq, entry
 
     def free_bytes(self) -> int | None:
         """None: nobody can tell."""
