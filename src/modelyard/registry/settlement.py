@@ -81,10 +81,11 @@ def settle(
     under = segments.closure(tx.connection, sources)
     unreadable = present.missing(under.values())
     rows: dict[str, SegmentRow] = {}
+    placed: set[str] = set()
     for record in _inputs_first(records):
         problem = _changed(now.get(record.digest), batch.before.get(record.digest))
         for source in record.inputs if problem is None else ():
-            if source not in rows and (source not in under or _meets(source, under, unreadable)):
+            if source not in placed and (source not in under or _meets(source, under, unreadable)):
                 problem = f"`{source[:16]}`, which it is made from, is gone"
         problem = problem or graph.problem(record.digest, record.inputs)
         if problem is not None:
@@ -92,15 +93,15 @@ def settle(
             continue
         row = _row(record, pack)
         rows[row.digest] = row
+        placed.add(row.digest)
         depths = graph.put(record.digest, record.inputs)
         above = segments.find(tx.connection, depths.keys() - rows.keys())
         rows |= {digest: replace(found, depth=depths[digest]) for digest, found in above.items()}
         rows |= {digest: replace(rows[digest], depth=depths[digest]) for digest in depths.keys() & rows.keys()}
-        settled.placed.append(row)
-    if settled.placed:
+    if placed:
         segments.record_pack(tx, pack, size)
         segments.place_all(tx, rows.values())
-    settled.placed = [rows[row.digest] for row in settled.placed]
+    settled.placed = [rows[digest] for digest in sorted(placed)]
     _leave(tx, batch)
     settled.released = release(tx, batch)
     return settled
@@ -168,8 +169,7 @@ def _inputs_first(records: Sequence[SegmentRecord]) -> list[SegmentRecord]:
     ordered: list[SegmentRecord] = []
     while waiting:
         ready = [record for record in waiting.values() if not waiting.keys() & set(record.inputs)]
-        for record in ready or list(waiting.values()):
-            ordered.append(waiting.pop(record.digest))
+        ordered.extend(waiting.pop(record.digest) for record in ready or list(waiting.values()))
     return ordered
 
 
