@@ -8,6 +8,7 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
 import pytest
@@ -64,7 +65,14 @@ def memory_case(folder: Path) -> Case:
     return Case(store, overwrite, overwrite_journal)
 
 
-@pytest.fixture(params=[local_case, memory_case], ids=["local", "memory"])
+def s3_case(folder: Path) -> Case:
+    import s3_case as s3
+
+    store = s3.make_store(folder)
+    return Case(store, partial(s3.overwrite, store), partial(s3.overwrite_journal, store))
+
+
+@pytest.fixture(params=[local_case, memory_case, s3_case], ids=["local", "memory", "s3"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     made = request.param(tmp_path)
     assert isinstance(made, Case)
