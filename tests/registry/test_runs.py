@@ -109,21 +109,3 @@ def test_deployments_come_beat_and_go(any_bench: Bench) -> None:
         ("deploy", "team/model@v2", "team/model@v1"),
         ("deploy", "team/model@v1", None),
     ]
-
-
-def test_a_lease_that_was_removed_is_noticed(bench: Bench) -> None:
-    """A lease lives while its block runs; a beat after somebody removed it is a conflict."""
-    from modelyard.catalog import Catalog, leases
-    from modelyard.registry.yard import _now
-
-    catalog = Catalog(bench.url)
-    with bench.yard.lease("merge") as beat:
-        with catalog.read() as connection:
-            found = leases.listing(connection)
-        assert [(lease.purpose, lease.owner) for lease in found] == [("merge", owner())]
-        beat()
-        with catalog.write(author="x", at=_now()) as tx:
-            leases.release(tx, found[0].id)
-        with pytest.raises(ConflictError, match="removed"):
-            beat()
-    catalog.close()
