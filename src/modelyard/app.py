@@ -4,7 +4,9 @@ It alone knows which store, which catalog and which judge are used together, and
 
     <home>/          the local store: files/ manifests/ reports/ journal/ tmp/ format
     <home>/catalog.db    the catalog, unless `catalog_url` says PostgreSQL
-    <home>/links/        loaded versions as hard links to files/
+    <home>/links/        loaded versions as hard links to files/, or to cache/files/
+    <home>/yard.json     where the store and the catalog are, when that is not this folder: `s3://...`, `postgresql://...`
+    <home>/cache/        what was read from a store that is not this folder
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from modelyard.catalog import Catalog
     from modelyard.catalog.move import Moved
     from modelyard.registry import Verdict, Yard
-    from modelyard.settings import Settings
+    from modelyard.settings import Places, Settings
+    from modelyard.store import LocalStore
+    from modelyard.store.s3 import S3Store
 
 __all__ = ["catalog_of", "move_catalog", "open_yard", "upgrade_catalog"]
 
@@ -31,17 +35,59 @@ def open_yard(settings: Settings, create: bool = False) -> Yard:
 
     Raises:
         NotFoundError: There is none, and `create` is off.
+        ConflictError: The yard's bytes are elsewhere than the settings say.
+        AuthError: The store is on S3, and the key is missing or not allowed to use it.
         YardError: The catalog or the store is of a newer program; both revisions are named.
     """
+    from dataclasses import replace
+
     from modelyard.registry import Yard
+    from modelyard.settings import Places
     from modelyard.store import LocalStore
 
     home = settings.home
-    store = LocalStore(home)
+    places = Places.read(home)
+    store = _store_of(settings, places)
     store = store.init() if create else store.open()
+    if create and (settings.store_url or settings.catalog_url):
+        # After the store answered: a wrong URL or key is not recorded.
+        where = None if isinstance(store, LocalStore) else str(store.location)
+        replace(places, store=where, catalog=settings.catalog_url or places.catalog).write(home)
     catalog = catalog_of(settings)
     yard = Yard(store, catalog, author=settings.author, judge=_judge, check_gate=_check_gate, links=home / "links")
     return yard.init() if create else yard.open()
+
+
+def _store_of(settings: Settings, places: Places) -> LocalStore | S3Store:
+    """The store that the settings name, else the one that the yard's folder records, else that folder; unopened."""
+    from modelyard.errors import AuthError, ConflictError
+    from modelyard.store import LocalStore
+
+    url = settings.store_url or places.store
+    if url is None:
+        return LocalStore(settings.home)
+    from modelyard.store.s3 import CACHE_BYTES, S3Store
+    from modelyard.store.s3_location import S3Credentials, S3Location
+
+    recorded = S3Location.parse(places.store) if places.store else None
+    given = S3Location.parse(url, endpoint=settings.endpoint, region=settings.region)
+    # What the folder records is complete; the surroundings complete only what they give themselves.
+    location = recorded if recorded is not None and settings.store_url is None else given
+    present = f"at `{recorded}`" if recorded else "in that folder"
+    if recorded not in {None, location} or (places.store is None and (settings.home / "format").exists()):
+        # Its catalog knows what is there: pointed elsewhere, all of it would be missing.
+        raise ConflictError(
+            f"the yard `{settings.home}` keeps its bytes {present}, not at `{location}`",
+            hint="make a yard in another folder: `yard init FOLDER --store URL`",
+        )
+    if settings.access_key is None or settings.secret_key is None:
+        raise AuthError(f"no key for the store `{location}`", hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return S3Store(
+        location,
+        S3Credentials(settings.access_key, settings.secret_key, settings.session_token),
+        settings.home.absolute() / "cache",
+        cache_bytes=settings.cache_bytes or CACHE_BYTES,
+    )
 
 
 def move_catalog(settings: Settings, url: str, progress: Callable[[int, int], None] | None = None) -> Moved:
