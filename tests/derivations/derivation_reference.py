@@ -65,7 +65,7 @@ def ties(
             total = F(total + change[e])
         acc, count = F(0), 0
         for weight, change in zip(weights, changes, strict=True):
-            if change[e] > 0 and total >= 0 or change[e] < 0 and not total >= 0:
+            if (change[e] > 0 and total >= 0) or (change[e] < 0 and not total >= 0):
                 acc, count = F(acc + F(weight * change[e])), count + 1
         out.append(F(start + F(acc / F(max(count, 1)))))
     return out

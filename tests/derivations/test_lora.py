@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from derivation_cases import GOLDEN, digest, inputs, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from derivations.derivation_cases import GOLDEN, digest, inputs, numbers
 from modelyard.derivations import Lora, Workspace, apply_lora, check_arithmetic, lora_scale
 from modelyard.errors import InputError
+
 
 def by_definition(base: Any, a: Any, b: Any, scale: np.float32) -> Any:
     """`lora/1` on a float32 base, one scalar operation after another, as its definition reads."""

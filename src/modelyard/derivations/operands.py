@@ -27,7 +27,7 @@ LEAST_DENSITY = 2.0**-32
 Floats = NDArray[np.float32]
 
 
-def binary32(value: float, what: str) -> np.float32:
+def binary32(value: float | np.float32, what: str) -> np.float32:
     """The binary32 nearest to `value`; `InputError` (`bad_number`) when that is not finite."""
     with np.errstate(all="ignore"):
         rounded = np.float32(value)
@@ -64,7 +64,7 @@ class Operands:
         self,
         sources: Sequence[Array],
         from_: Sequence[str],
-        weights: Sequence[float],
+        weights: Sequence[float | np.float32],
         *,
         base: Array | None = None,
         base_dtype: str = "F32",

@@ -37,7 +37,7 @@ _LARGEST = 2**53 - 1
 _BITS = re.compile(r"[0-9a-f]{8}")
 
 
-def binary32_text(value: float) -> str:
+def binary32_text(value: float | np.float32) -> str:
     """The 8 hex digits of the binary32 nearest to `value`.
 
     >>> binary32_text(1.0), binary32_text(-0.5)
@@ -54,7 +54,7 @@ def lora_params(
     shape: tuple[int, int],
     *,
     rank: int,
-    scale: float,
+    scale: float | np.float32,
     a_dtype: str,
     b_dtype: str,
     row: int = 0,
@@ -96,7 +96,7 @@ def cast_params(from_: str, to: str) -> dict[str, Any]:
     return {"operation": "cast/1", "dtype": to, "from": from_}
 
 
-def linear_params(from_: Sequence[str], weights: Sequence[float], to: str) -> dict[str, Any]:
+def linear_params(from_: Sequence[str], weights: Sequence[float | np.float32], to: str) -> dict[str, Any]:
     """Params of `linear/1`, without `roles` (which are `x0`, `x1`, ...).
 
     Args:
@@ -121,7 +121,7 @@ def _changes_params(operation: str, linear: dict[str, Any], base_dtype: str, den
 
 
 def ties_params(
-    from_: Sequence[str], weights: Sequence[float], to: str, *, base_dtype: str, density: float
+    from_: Sequence[str], weights: Sequence[float | np.float32], to: str, *, base_dtype: str, density: float
 ) -> dict[str, Any]:
     """Params of `ties/1`, without `roles` (which are `base`, `x0`, `x1`, ..., each a whole tensor).
 
@@ -140,7 +140,7 @@ def ties_params(
 
 def dare_params(
     from_: Sequence[str],
-    weights: Sequence[float],
+    weights: Sequence[float | np.float32],
     to: str,
     *,
     base_dtype: str,

@@ -141,7 +141,8 @@ def _count(
     def work(start: int, end: int) -> None:
         mine = np.zeros(1 << 16, np.int64)
         for _, _, bits in _blocks(operands, model, start, end, block_elements):
-            mine += np.bincount(digits(bits), minlength=1 << 16)
+            counts = np.bincount(digits(bits))
+            mine[: len(counts)] += counts
         with adding:
             np.add(total, mine, out=total)
 
