@@ -16,7 +16,7 @@ def catalog() -> None:
 
     \b
     Examples:
-      yard catalog show
+      yard catalog show --json
       yard catalog move postgresql://ana@db.example/yard
     """
 
