@@ -91,7 +91,7 @@ def adopt(
             with context.catalog.read() as connection:
                 collected = counters.current(connection, "collections")
             stored = fill(beat)
-            _check_files(context.store, consignment, stored)
+            _check_files(context.raw, consignment, stored)
             for data in [*(parcel.data for parcel in consignment.parcels), *consignment.context.values()]:
                 context.store.put("manifests", data)
             for data in reports.values():
@@ -206,7 +206,7 @@ def _write(
 
 
 def _all_there(context: Context, consignment: Consignment) -> bool:
-    there = all(context.store.has_file(digest) for digest in consignment.files())
+    there = all(context.raw.has_file(digest) for digest in consignment.files())
     held = [*(parcel.id for parcel in consignment.parcels), *consignment.context]
     listed = [digest for parcel in consignment.parcels for digest in parcel.reports]
     return (
