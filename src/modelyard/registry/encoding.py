@@ -8,7 +8,7 @@ it. Knows codecs and operations; does not know where the offers come from, or wh
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,16 @@ class Encoded:
     payload: bytes = field(repr=False, default=b"")
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    length: int = -1
+
+    def __post_init__(self) -> None:
+        """The payload's length stays known when the payload itself is let go."""
+        if self.length < 0:
+            object.__setattr__(self, "length", len(self.payload))
+
+    def without_payload(self) -> Encoded:
+        """The same, without the bytes."""
+        return replace(self, payload=b"")
 
 
 class Encoder:

@@ -88,11 +88,10 @@ class Places:
     Args:
         context: The yard.
         decoder: Reads segments.
-        record: Write down the pieces of files that are cut here; else they are used and forgotten.
     """
 
-    def __init__(self, context: Context, decoder: Decoder, *, record: bool = True) -> None:
-        self._context, self._decoder, self._record = context, decoder, record
+    def __init__(self, context: Context, decoder: Decoder) -> None:
+        self._context, self._decoder = context, decoder
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._headers: OrderedDict[str, Header | None] = OrderedDict()
 
@@ -178,13 +177,13 @@ class Places:
         if row is None:
             raise IntegrityError(f"file `{file[:16]}` (`{path}`) is not in the catalog", code="missing")
         if row.cut is None:
-            pieces = self._cut(row, path)
+            row, pieces = self._cut(row, path)
         known = self._files[file] = _File(row, pieces, [piece.start for piece in pieces])
         if len(self._files) > _REMEMBERED:
             self._files.popitem(last=False)
         return known
 
-    def _cut(self, row: FileRow, path: str) -> list[Piece]:
+    def _cut(self, row: FileRow, path: str) -> tuple[FileRow, list[Piece]]:
         """Cut a whole file: its bytes are hashed once, in ranges, and must still be the file's."""
         from modelyard.registry.cuts import find_cut
         from modelyard.store.hashing import Segmenting
@@ -200,12 +199,12 @@ class Places:
         for position, (segment, size) in enumerate(zip(segmenting.digests(), cut.sizes, strict=True)):
             pieces.append(files_table.Piece(position, str(segment), start, size))
             start += size
-        if self._record:
-            with self._context.change() as tx:
-                cut_row = files_table.FileRow(row.digest, row.size, row.sha256, row.git_blob, cut.name, row.whole)
-                files_table.record(tx, [cut_row])
-                files_table.record_pieces(tx, row.digest, pieces)
-        return pieces
+        # Recorded in a dry run, too: a cut follows from the bytes, so it is not a change but something found out.
+        with self._context.change() as tx:
+            cut_row = files_table.FileRow(row.digest, row.size, row.sha256, row.git_blob, cut.name, row.whole)
+            files_table.record(tx, [cut_row])
+            files_table.record_pieces(tx, row.digest, pieces)
+        return cut_row, pieces
 
 
 class HeaderFiles:

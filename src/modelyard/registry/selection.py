@@ -82,10 +82,10 @@ def select(connection: Connection, references: Sequence[str | Version], *, used_
                 hint="yard compact takes what is not in use; it may be compacted once these names are gone",
                 reasons=reasons,
             )
-    orphans = _orphans(connection) if not named else []
+    orphans = _orphans(connection)
     wanted = {entry.blake3 for record in named for entry in record.files}
     chosen = [file for file in cold if not named or file in wanted]
-    groups = [*_grouped(connection, chosen, live=True), *_grouped(connection, orphans, live=False)]
+    groups = [*_grouped(connection, chosen, live=True), *_grouped(connection, [] if named else orphans, live=False)]
     return Selection(tuple(groups), frozenset(cold) | frozenset(orphans), collections)
 
 

@@ -11,19 +11,16 @@ read. This module does not know how segments are kept, or what an offer would sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from modelyard.catalog import versions
-from modelyard.errors import InputError, NotFoundError, YardError
+from modelyard.errors import InputError, YardError
 from modelyard.registry.hints import Hint
-from modelyard.registry.lineage import base_record
 from modelyard.registry.places import HeaderFiles, Places, Slice, TensorPlace
+from modelyard.registry.relatives import Relatives, is_adapter, named_version, relatives_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from sqlalchemy import Connection
 
     from modelyard.catalog.files import Piece
     from modelyard.catalog.versions import VersionRecord
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Derivation", "Offer", "Sources"]
 
 _INPUT_BYTES = 192 << 20  # what is in memory at once to compute one segment
-_SIBLINGS = 3  # other versions of the repo that are looked at for a delta base
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,11 @@ class Offer:
     derivations: tuple[Derivation, ...] = ()
     bases: tuple[str, ...] = ()
 
+    def only(self, is_known: Callable[[str], bool]) -> Offer:
+        """The offer without what needs an input that `is_known` does not know."""
+        derivations = tuple(made for made in self.derivations if all(map(is_known, made.inputs)))
+        return replace(self, derivations=derivations, bases=tuple(filter(is_known, self.bases)))
+
 
 @dataclass(frozen=True)
 class _Range:
@@ -77,15 +78,6 @@ class _Range:
 
 
 _Deriver = Callable[["_Range"], Derivation | None]
-
-
-@dataclass
-class _Lineage:
-    """The versions around one: what it was made from, and what looks like it."""
-
-    models: list[VersionRecord] = field(default_factory=list)
-    adapters: list[VersionRecord] = field(default_factory=list)
-    alike: list[VersionRecord] = field(default_factory=list)
 
 
 class Sources:
@@ -103,10 +95,10 @@ class Sources:
         self.notes: list[str] = []
         """Why an edge of the lineage offered nothing, for people."""
 
-    def offers(self, record: VersionRecord, files: Sequence[str]) -> Iterator[Offer]:
-        """An offer for each piece of these files of a version, in order."""
-        lineage = self._around(record)
-        derivers = [*self._merges(record, lineage), *self._casts(lineage), *self._hinted(record)]
+    def offers(self, record: VersionRecord, files: Sequence[str], *, alone: bool = False) -> Iterator[Offer]:
+        """An offer for each piece of these files of a version, in order; `alone` looks at no other version."""
+        lineage = Relatives() if alone else relatives_of(self._context, record)
+        derivers = [*self._merges(record, lineage), *self._casts(lineage), *(() if alone else self._hinted(record))]
         alike = [(other, self._tensors_of(other)) for other in lineage.alike]
         own = self._tensors_of(record)
         wanted = set(files)
@@ -146,33 +138,10 @@ class Sources:
         if note not in self.notes:
             self.notes.append(note)
 
-    # The versions around one.
-
-    def _around(self, record: VersionRecord) -> _Lineage:
-        found = _Lineage()
-        with self._context.catalog.read() as connection:
-            for source in _by_ids(connection, [target for _, target in record.lineage]):
-                (found.adapters if _is_adapter(source) else found.models).append(source)
-            for adapter in found.adapters if not found.models else []:
-                ids = [target for kind, target in adapter.lineage if kind == "finetuned"]
-                found.models += [model for model in _by_ids(connection, ids) if not _is_adapter(model)]
-            try:
-                base = [base_record(connection, record)]
-            except NotFoundError:
-                base = []
-            parent = _by_ids(connection, [record.parent] if record.parent else [])
-            siblings = _siblings(connection, record)
-        seen = {record.id}
-        for other in [*base, *found.models, *parent, *siblings]:
-            if other.id not in seen and not other.deleted and _is_adapter(other) == _is_adapter(record):
-                seen.add(other.id)
-                found.alike.append(other)
-        return found
-
     # Operations.
 
-    def _merges(self, record: VersionRecord, lineage: _Lineage) -> Iterator[_Deriver]:
-        if _is_adapter(record):
+    def _merges(self, record: VersionRecord, lineage: Relatives) -> Iterator[_Deriver]:
+        if is_adapter(record):
             return
         for model in lineage.models:
             for adapter in lineage.adapters:
@@ -224,7 +193,7 @@ class Sources:
         roles = {"w": self._part(weight, range_.start, range_.end), "a": self._part(a), "b": self._part(b)}
         return _derivation(params, roles)
 
-    def _casts(self, lineage: _Lineage) -> Iterator[_Deriver]:
+    def _casts(self, lineage: Relatives) -> Iterator[_Deriver]:
         for model in lineage.models:
             tensors = self._tensors_of(model)
 
@@ -250,9 +219,8 @@ class Sources:
             return
         try:
             hint = Hint.read(record.derivation)
-            with self._context.catalog.read() as connection:
-                inputs = [_one(connection, each) for each in hint.inputs]
-                base = _one(connection, hint.base) if hint.base else None
+            inputs = [named_version(self._context, each) for each in hint.inputs]
+            base = named_version(self._context, hint.base) if hint.base else None
         except YardError as error:
             self._note(record, error)
             return
@@ -371,31 +339,3 @@ def _same(a: TensorPlace, b: TensorPlace) -> bool:
 
 def _length(place: TensorPlace) -> int:
     return place.end - place.start
-
-
-def _is_adapter(record: VersionRecord) -> bool:
-    return record.kind == "adapter" or any(entry.path == "adapter_config.json" for entry in record.files)
-
-
-def _by_ids(connection: Connection, ids: Sequence[str]) -> list[VersionRecord]:
-    """One version for each id that is there and not deleted, in the order of the ids."""
-    found: dict[str, VersionRecord] = {}
-    for record in versions.load(connection, versions.by_digest(connection, ids)):
-        if not record.deleted:
-            found.setdefault(record.id, record)
-    return [found[each] for each in dict.fromkeys(ids) if each in found]
-
-
-def _one(connection: Connection, id_: str) -> VersionRecord:
-    found = _by_ids(connection, [id_])
-    if not found:
-        raise NotFoundError(f"its `derivation` names version `{id_[:12]}`, which is not in this yard")
-    return found[0]
-
-
-def _siblings(connection: Connection, record: VersionRecord) -> list[VersionRecord]:
-    """Versions of the same repo, the nearest numbers first: the next one often stays whole and is the best there is."""
-    numbers = [record.number + 1, record.number - 1, record.number + 2, record.number - 2]
-    seqs = [versions.by_number(connection, record.repo.id, number) for number in numbers if number > 0]
-    found = versions.load(connection, [seq for seq in seqs if seq is not None])
-    return [each for each in found if not each.deleted][:_SIBLINGS]

@@ -8,7 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from modelyard.registry.context import Context
+    from modelyard.registry.model import Version
+    from modelyard.registry.savings import Compaction
 
 __all__ = ["Upkeep"]
 
@@ -17,3 +21,33 @@ class Upkeep:
     """What `Yard` inherits for its upkeep; not used alone."""
 
     _context: Context
+
+    def compact(
+        self,
+        references: Sequence[str | Version] = (),
+        *,
+        idle_days: float = 7,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        least_rate: float = 200e6,
+    ) -> Compaction:
+        """Keep what is not in use in fewer bytes: computed from its base, as a delta, or packed; `collect` then frees the rest.
+
+        Args:
+            references: Only these versions; by default every one that is cold.
+            idle_days: How long nobody must have used a version.
+            dry_run: Encode everything, change nothing: the figures are exact but for the packs' indexes.
+            progress: Called with (bytes done, bytes in all).
+            least_rate: What this machine must compute, in bytes a second on one thread, for a segment to be kept as
+                the result of an operation; 0 accepts any.
+
+        Raises:
+            ConflictError: A version that is named is in use; the message says by what.
+            NotFoundError, RefError: As `resolve`.
+            NoSpaceError: The disk is full; what was there before still is.
+        """
+        from modelyard.registry.compaction import compact
+
+        return compact(
+            self._context, references, idle_days=idle_days, dry_run=dry_run, progress=progress, least_rate=least_rate
+        )
