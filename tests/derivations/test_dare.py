@@ -11,6 +11,7 @@ from derivations import derivation_reference as reference
 from derivations.derivation_cases import DENSITY, GOLDEN, NAME, SEED, digest, numbers, operands
 from derivations.merge_cases import Case, cases
 from modelyard.derivations import STORAGE, Operands, apply_dare, dare_key
+from modelyard.derivations.philox import draw_words
 from modelyard.errors import InputError
 
 
@@ -97,6 +98,16 @@ def test_density_one_keeps_everything() -> None:
     """With a density of 1 nothing is dropped, and with the least one a kept word is below 1 of 2^32."""
     assert (change(1.0) == 1).all()
     assert (change(2.0**-32) == 0).all()
+
+
+def test_threshold_is_exact() -> None:
+    """A word is kept when it is below density * 2^32, and not when it equals it."""
+    words = draw_words(dare_key(0, "w"), 0, 4096)
+    element = int(np.argmin(words))
+    word = int(words[element])
+    assert 0 < word < 2**24 - 1  # so that both densities are binary32 numbers
+    assert change(word / 2**32, count=4096)[element] == 0
+    assert change((word + 1) / 2**32, count=4096)[element] != 0
 
 
 def test_key_is_blake3_of_seed_and_name() -> None:
