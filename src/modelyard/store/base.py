@@ -53,8 +53,9 @@ class Store(Protocol):
     ) -> FileDigests:
         """Store a copy of the regular file at `path`; sharing its blocks where the disk can.
 
-        `observe` is given every byte in order, in a thread of its own, in the pass that hashes. `link` allows a hard link to the original,
-        which is made read-only, where blocks cannot be shared and the file systems allow it.
+        `observe` is given every byte once and in order, in the pass that hashes, possibly in another thread; what it raises is
+        passed on. `link` allows a hard link to the original, which is made read-only, where blocks cannot be shared and the
+        file systems allow it; elsewhere a copy is stored.
 
         Bytes that are stored already are only read; `sha256_of`, asked for the SHA-256 that somebody recorded when they were
         stored first, then spares most of the work. `NotFoundError` when there is no such file, `InputError` when it is not

@@ -44,7 +44,7 @@ __all__ = [
     "failpoint",
 ]
 
-POINTS = ("create_tmp", "write", "clone", "protect", "fsync", "rename", "link", "unlink", "mkdir", "fsync_dir")
+POINTS = ("create_tmp", "adopt", "write", "clone", "protect", "fsync", "rename", "link", "unlink", "mkdir", "fsync_dir")
 """The calls that change a disk, each a point at which it can fail."""
 
 State = dict[str, bytes | None]
@@ -62,7 +62,7 @@ class Operation:
         name: One of `POINTS`, or ``mark`` for a note of the test's own.
         path: What was changed.
         target: The other path of a rename or link.
-        data: The bytes of a write or clone.
+        data: The bytes of a write, clone or adoption.
     """
 
     name: str
@@ -85,6 +85,14 @@ class WatchedFileSystem(FileSystem):
         self.before("create_tmp")
         file = super().create_tmp(folder)
         self.after(Operation("create_tmp", str(file.path)))
+        return file
+
+    def adopt(self, folder: Path, path: Path, source: int) -> TmpFile | None:
+        """As `FileSystem.adopt`."""
+        self.before("adopt")
+        file = super().adopt(folder, path, source)
+        if file is not None:
+            self.after(Operation("adopt", str(file.path), data=path.read_bytes()))
         return file
 
     def write(self, file: TmpFile, data: bytes) -> None:
@@ -246,6 +254,9 @@ class _Disk:
         path, target = operation.path, operation.target
         if operation.name == "create_tmp":
             self._name(path, _Inode())
+        elif operation.name == "adopt":
+            # Nobody ever synced the original.
+            self._name(path, _Inode(now=operation.data))
         elif operation.name in {"write", "clone"}:
             self._inode(path).now += operation.data
         elif operation.name == "fsync":

@@ -26,6 +26,10 @@ _FICLONE = 0x40049409
 """Linux's request to share another file's blocks (`ioctl_ficlone(2)`); btrfs, xfs and a few others have it."""
 
 
+_PUSH = 8 << 20
+"""Bytes after which the disk is asked to begin writing: it works while the rest is hashed, and `fsync` finds little left."""
+
+
 @dataclass(eq=False)
 class TmpFile:
     """A file on its way in: open for writing, locked against cleaners, named at random.
@@ -34,11 +38,17 @@ class TmpFile:
         path: Its name in `tmp/`.
         fd: Its descriptor, or -1 once closed.
         temporary: Whether it still has that name.
+        mode: The mode to give back if it is not published: somebody else's file that was adopted.
+        written: Bytes written so far.
+        pushed: Bytes that the disk was asked to write so far.
     """
 
     path: Path
     fd: int
     temporary: bool = True
+    mode: int | None = None
+    written: int = 0
+    pushed: int = 0
 
     def size(self) -> int:
         """The file's length in bytes, as the system has it."""
@@ -69,6 +79,32 @@ class FileSystem:
                 raise
             os.close(fd)
 
+    def adopt(self, folder: Path, path: Path, source: int) -> TmpFile | None:
+        """Give the file at `path`, open as `source`, a second, random name in `folder`, and hold its lock until `close`.
+
+        None where that cannot be: another disk, no hard links, somebody else's file, or one that is locked or not at `path` any more.
+        """
+        found = os.fstat(source)
+        name = folder / secrets.token_hex(16)
+        if os.geteuid() not in {0, found.st_uid}:
+            return None  # its mode could not be changed
+        fd = -1
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            # Before the name is there, so that no cleaner finds it unlocked.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.link(path.resolve(), name, follow_symlinks=False)
+            file = TmpFile(name, fd, mode=stat.S_IMODE(found.st_mode))
+            linked = name.lstat()
+            if os.path.samestat(found, linked) and os.path.samestat(found, os.fstat(fd)):
+                return file
+            name.unlink()
+        except OSError:
+            pass  # whatever the reason, the caller copies instead
+        if fd >= 0:
+            os.close(fd)
+        return None
+
     def write(self, file: TmpFile, data: bytes) -> None:
         """Append all of `data`, however many calls that takes."""
         written = os.write(file.fd, data)
@@ -76,6 +112,11 @@ class FileSystem:
             rest = memoryview(data)[written:]
             while rest:
                 rest = rest[os.write(file.fd, rest) :]
+        file.written += len(data)
+        if file.written - file.pushed >= _PUSH and sys.platform == "linux":
+            # Linux starts writing what is dirty; it is a hint, and an error that it meets comes back from `fsync`.
+            os.posix_fadvise(file.fd, file.pushed, file.written - file.pushed, os.POSIX_FADV_DONTNEED)
+            file.pushed = file.written
 
     def clone(self, file: TmpFile, source: int) -> bool:
         """Make the (empty) file share the blocks of the open file `source`; False where the disk cannot."""
@@ -101,6 +142,9 @@ class FileSystem:
         """Close the file, which gives up its lock; closing twice does nothing."""
         fd, file.fd = file.fd, -1
         if fd >= 0:
+            if file.temporary and file.mode is not None:
+                with suppress(OSError):
+                    os.fchmod(fd, file.mode)
             os.close(fd)
 
     def rename(self, file: TmpFile, target: Path) -> None:

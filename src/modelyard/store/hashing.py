@@ -1,13 +1,14 @@
 """All hashes of a stream in one pass, beside the disk.
 
 Of the processor time that a gigabyte took on a small machine, 0.8 s were SHA-256, 0.4 s BLAKE3 and 0.7 s a plain copy, so for anything
-large each hash runs in a thread of its own. The result is that of `modelyard.digest.HashingReader`. Knows chunks of bytes;
+large SHA-256 runs in one thread and everything else in another. The result is that of `modelyard.digest.HashingReader`. Knows chunks of bytes;
 does not know where they come from or go.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import queue
 import threading
 from typing import TYPE_CHECKING, Self
@@ -35,6 +36,10 @@ _AHEAD = 16
 class Hashing:
     """Hashes what `update` is given; leave the `with` block to end its threads.
 
+    Args:
+        observe: Given every chunk too, in order, in a thread of ours where there are more than a few MB; what it raises, `update` or `digests` does.
+        sha256: The SHA-256 of these bytes, where somebody knows it and it need not be computed.
+
     >>> with Hashing() as hashing:
     ...     hashing.update(b"some ")
     ...     hashing.update(b"bytes")
@@ -43,10 +48,17 @@ class Hashing:
     (10, '7e52aeb0')
     """
 
-    def __init__(self, observe: Callable[[bytes], object] | None = None) -> None:
-        self._observe = observe
+    def __init__(self, observe: Callable[[bytes], object] | None = None, sha256: str | None = None) -> None:
+        self._known_sha256 = sha256
         self._blake3 = blake3.blake3()
         self._sha256 = hashlib.sha256()
+        # SHA-256 takes as long as all the rest. More threads than two were slower on two cores, and a chunk is still in
+        # the cache when one thread looks at it twice.
+        self._works: list[list[Callable[[bytes], object]]] = [[self._blake3.update]]
+        if observe is not None:
+            self._works[0].append(observe)
+        if sha256 is None:
+            self._works.append([self._sha256.update])
         self._small = bytearray()
         self._size = 0
         self._workers: list[_Worker] = []
@@ -65,43 +77,48 @@ class Hashing:
         if self._size <= GIT_BLOB_LIMIT:
             self._small += chunk
         if not self._workers and self._size > _ALONE:
-            self._workers = [_Worker(self._sha256.update), _Worker(self._blake3.update)]
-            if self._observe is not None:
-                self._workers.append(_Worker(self._observe))
-        if self._workers:
-            for worker in self._workers:
-                worker.give(chunk)
-        else:
-            self._sha256.update(chunk)
-            self._blake3.update(chunk)
-            if self._observe is not None:
-                self._observe(chunk)
+            self._workers = [_Worker(works) for works in self._works]
+        for worker in self._workers:
+            worker.give(chunk)
+        if not self._workers:
+            for work in itertools.chain.from_iterable(self._works):
+                work(chunk)
 
     def digests(self) -> FileDigests:
         """The hashes of everything so far; nothing may follow."""
-        self._finish()
+        for worker in self._finish():
+            worker.check()
         git = None
         if self._size <= GIT_BLOB_LIMIT:
             git = hashlib.sha1(b"blob %d\0" % self._size + self._small, usedforsecurity=False).hexdigest()
-        return FileDigests(self._size, Digest(self._blake3.hexdigest()), self._sha256.hexdigest(), git)
+        sha256 = self._known_sha256 or self._sha256.hexdigest()
+        return FileDigests(self._size, Digest(self._blake3.hexdigest()), sha256, git)
 
-    def _finish(self) -> None:
-        for worker in self._workers:
+    def _finish(self) -> list[_Worker]:
+        workers, self._workers = self._workers, []
+        for worker in workers:
             worker.finish()
-        self._workers = []
+        return workers
 
 
 class _Worker:
-    """Does `work` on chunk after chunk in a thread."""
+    """Does each of `works` with chunk after chunk, in a thread."""
 
-    def __init__(self, work: Callable[[bytes], object]) -> None:
-        self._work = work
+    def __init__(self, works: Sequence[Callable[[bytes], object]]) -> None:
+        self._works = works
+        self._failure: BaseException | None = None
         self._waiting: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
 
     def give(self, chunk: bytes) -> None:
+        self.check()
         self._waiting.put(chunk)
+
+    def check(self) -> None:
+        """Raise what the work raised."""
+        if self._failure is not None:
+            raise self._failure
 
     def finish(self) -> None:
         self._waiting.put(None)
@@ -109,7 +126,13 @@ class _Worker:
 
     def _run(self) -> None:
         while (chunk := self._waiting.get()) is not None:
-            self._work(chunk)
+            # After a failure the rest is thrown away, so that nobody waits for a place in the queue.
+            if self._failure is None:
+                try:
+                    for work in self._works:
+                        work(chunk)
+                except BaseException as error:  # noqa: BLE001  raised again in the thread that gives
+                    self._failure = error
 
 
 class Segmenting:

@@ -292,20 +292,20 @@ class LocalStore:
             # What is hashed after cloning is our copy: the original may change meanwhile.
             if file.clone(stream.fileno()):
                 return self._publish(file, file.digests(observe))
-            if not link:
+            if not link or (digests := self._link(stream, path, before, observe)) is None:
                 return self._publish(file, _write(file, read_exactly(stream, path, before.st_size), observe))
-        with self._writer.adopted(path, stream.fileno()) as adopted:
-            if adopted is not None:
-                digests = hash_chunks(read_exactly(stream, path, before.st_size), observe)
-                # Asked when nobody can open it for writing any more.
-                return self._publish(adopted, digests, lambda: reading.check_unchanged(stream.fileno(), before, path))
-        return self._copy_plainly(stream, path, before.st_size, observe)
+            return digests
 
-    def _copy_plainly(
-        self, stream: BinaryIO, path: Path, size: int, observe: Callable[[bytes], object] | None
-    ) -> FileDigests:
-        with self._writer.incoming() as file:
-            return self._publish(file, _write(file, read_exactly(stream, path, size), observe))
+    def _link(
+        self, stream: BinaryIO, path: Path, before: os.stat_result, observe: Callable[[bytes], object] | None
+    ) -> FileDigests | None:
+        """Store the original itself by a second name; None, with nothing read, where that cannot be."""
+        with self._writer.adopted(path, stream.fileno()) as file:
+            if file is None:
+                return None
+            digests = hash_chunks(read_exactly(stream, path, before.st_size), observe)
+            # Asked when the file is read-only already: whoever opens it from here on cannot write.
+            return self._publish(file, digests, lambda: reading.check_unchanged(stream.fileno(), before, path))
 
     def _publish(
         self, file: IncomingFile, digests: FileDigests, check: Callable[[], None] | None = None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK",
+    "changed",
+    "check_unchanged",
     "exact_range",
     "fits",
     "is_regular",
@@ -144,9 +146,14 @@ def source(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"`{path}` is not a regular file", hint="only regular files can be stored", path=str(path))
     with os.fdopen(fd, "rb", buffering=0) as stream:
         yield stream
-        after = os.fstat(fd)
+        check_unchanged(fd, before, path)
+
+
+def check_unchanged(fd: int, before: os.stat_result, path: Path) -> None:
+    """`InputError` (code ``changed``) unless the open file is as long as before and nobody wrote to it."""
+    after = os.fstat(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise _changed(path)
+        raise changed(path)
 
 
 def read_exactly(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
@@ -156,11 +163,12 @@ def read_exactly(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
         while chunk := stream.read(CHUNK):
             size -= len(chunk)
             if size < 0:
-                raise _changed(path)
+                raise changed(path)
             yield chunk
 
 
-def _changed(path: Path) -> InputError:
+def changed(path: Path) -> InputError:
+    """The error for a file that somebody wrote to."""
     return InputError(
         f"`{path}` changed while it was read",
         hint="try again when nothing writes to it",

@@ -61,6 +61,21 @@ class Writer:
         """A new file on its way in, gone at the end of the block unless it was published."""
         with explained(self._tmp, "create a file in"):
             tmp = self._fs.create_tmp(self._tmp)
+        with self._on_its_way(tmp) as file:
+            yield file
+
+    @contextmanager
+    def adopted(self, path: Path, source: int) -> Iterator[IncomingFile | None]:
+        """The file at `path`, open as `source`, by a second name; None where the disk cannot. As it was unless it was published."""
+        tmp = self._fs.adopt(self._tmp, path, source)
+        if tmp is None:
+            yield None
+            return
+        with self._on_its_way(tmp) as file:
+            yield file
+
+    @contextmanager
+    def _on_its_way(self, tmp: TmpFile) -> Iterator[IncomingFile]:
         try:
             yield IncomingFile(self, self._fs, tmp)
         finally:
@@ -140,9 +155,14 @@ class IncomingFile:
             stream.seek(0)
             return hash_chunks(read_chunks(stream), observe)
 
-    def publish(self, target: Path, size: int) -> None:
-        """Make the file, which must be `size` bytes long, durable and visible at `target`, replacing what is there."""
+    def publish(self, target: Path, size: int, check: Callable[[], None] | None = None) -> None:
+        """Make the file, which must be `size` bytes long, durable and visible at `target`, replacing what is there.
+
+        `check` has the last word before it is visible.
+        """
         self._finish(size)
+        if check is not None:
+            check()
         # After the file's own fsync, which on most disks has taken a new folder along, so that this costs little.
         self._writer.ensure_folder(target.parent)
         with explained(target, "create"):
