@@ -10,19 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modelyard.registry import bundle as _bundle
-from modelyard.registry import hfcache as _hfcache
-from modelyard.registry import imports as _imports
-from modelyard.registry import layout_reading as _reading
-from modelyard.registry import layout_writing as _writing
-from modelyard.registry import mlflow as _mlflow
-from modelyard.registry import provenance as _provenance
-from modelyard.registry import signing as _signing
+from modelyard.registry.deferred import deferred
 from modelyard.registry.reference import repo_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from modelyard.registry import bundle as _bundle
+    from modelyard.registry import hfcache as _hfcache
+    from modelyard.registry import imports as _imports
+    from modelyard.registry import layout_reading as _reading
+    from modelyard.registry import layout_writing as _writing
+    from modelyard.registry import mlflow as _mlflow
+    from modelyard.registry import provenance as _provenance
+    from modelyard.registry import signing as _signing
     from modelyard.registry.adoption import Adopted
     from modelyard.registry.bundle import Packed
     from modelyard.registry.context import Context
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     from modelyard.registry.model import Version
     from modelyard.registry.signing import Signed
     from modelyard.registry.yard import Yard
+else:
+    _bundle = deferred("bundle")
+    _hfcache = deferred("hfcache")
+    _imports = deferred("imports")
+    _reading = deferred("layout_reading")
+    _writing = deferred("layout_writing")
+    _mlflow = deferred("mlflow")
+    _provenance = deferred("provenance")
+    _signing = deferred("signing")
+
 
 __all__ = ["Exchange"]
 
