@@ -116,11 +116,10 @@ def open_archive(path: Path) -> BinaryIO:
         raise NotFoundError(f"there is no file `{path}`", hint="yard pack NAMESPACE/NAME -o FILE") from None
     except OSError as error:
         raise InputError(f"`{path}` cannot be read: {error.strerror}") from error
-    stream = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        stream.close()
+        os.close(descriptor)
         raise InputError(f"`{path}` is not a regular file", hint="write it to a file first")
-    return stream
+    return os.fdopen(descriptor, "rb")
 
 
 class TarReader:
