@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from modelyard.catalog.transaction import Transaction
 
-__all__ = ["Candidate", "Name", "listing", "mark", "unmark"]
+__all__ = ["Candidate", "Name", "find", "listing", "mark", "unmark"]
 
 Name = tuple[str, str]
 """An area and a name in it, such as `("files", digest)`."""
@@ -42,6 +42,20 @@ def listing(connection: Connection, area: str | None = None) -> list[Candidate]:
     if area is not None:
         query = query.where(candidates.c.area == area)
     return [Candidate(row.area, row.name, row.marked_seq, row.marked_at) for row in connection.execute(query)]
+
+
+def find(connection: Connection, names: Iterable[Name]) -> dict[Name, Candidate]:
+    """Those of these objects that are candidates."""
+    by_area: dict[str, list[str]] = {}
+    for area, name in names:
+        by_area.setdefault(area, []).append(name)
+    found: dict[Name, Candidate] = {}
+    for area, wanted in by_area.items():
+        for start in range(0, len(wanted), _CHUNK):
+            chosen = candidates.c.name.in_(wanted[start : start + _CHUNK])
+            for row in connection.execute(select(candidates).where(candidates.c.area == area, chosen)):
+                found[area, row.name] = Candidate(area, row.name, row.marked_seq, row.marked_at)
+    return found
 
 
 def mark(tx: Transaction, names: Iterable[Name], at: str) -> int:

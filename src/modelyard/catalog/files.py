@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, delete, select, text, update
 
+from modelyard.catalog import candidates
 from modelyard.catalog.lists import chunks
 from modelyard.catalog.schema import file_segments, files
 
@@ -131,6 +132,8 @@ def set_whole(tx: Transaction, digests: Iterable[str], whole: bool) -> None:
     """Say whether `files/<digest>` may be counted on, for files that have a row."""
     for some in chunks(digests):
         tx.connection.execute(update(files).where(files.c.digest.in_(some)).values(whole=int(whole)))
+        # Needed until now, or from now on: a mark from before that says nothing any more (`catalog.removal`).
+        candidates.unmark(tx, [("files", digest) for digest in some])
 
 
 def touch(tx: Transaction, digests: Iterable[str], at: str) -> None:

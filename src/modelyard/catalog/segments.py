@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, delete, select, text
 
+from modelyard.catalog import candidates
 from modelyard.catalog.lists import chunks
 from modelyard.catalog.schema import file_segments, files, segment_inputs, segments
 from modelyard.catalog.schema import packs as packs_table
@@ -86,6 +87,10 @@ def place_all(tx: Transaction, rows: Iterable[SegmentRow]) -> None:
     placed = list(rows)
     if not placed:
         return
+    for some in chunks(row.digest for row in placed):
+        # Needed until now: a mark from before that says nothing any more (`catalog.removal`).
+        left = select(segments.c.pack).where(segments.c.digest.in_(some), segments.c.pack.is_not(None)).distinct()
+        candidates.unmark(tx, [("packs", pack) for pack in tx.connection.execute(left).scalars()])
     tx.connection.execute(
         _PLACE,
         [

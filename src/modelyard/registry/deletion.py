@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelyard.catalog import Transaction, deployments, refs, versions
+from modelyard.catalog import Transaction, deployments, refs, removal, versions
 from modelyard.errors import ConflictError, NotFoundError, RefError
 from modelyard.registry.model import Deletion, Version, version_of
 from modelyard.registry.names import shown
@@ -80,6 +80,7 @@ def _delete_version(tx: Transaction, record: VersionRecord, *, force: bool) -> D
             moved[ref.name] = ""
     refs.forget_version(tx, record.seq)
     versions.set_deleted(tx, record.seq, deleted=True)
+    removal.release(tx, [record.seq])
     detail = {"number": record.number, "refs": moved, "holders": holders}
     tx.record("delete", repo=record.repo.key, version=record.id, detail=detail)
     return Deletion("version", name, tuple(holders))

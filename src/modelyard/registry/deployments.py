@@ -6,7 +6,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from modelyard.catalog import deployments, versions
+from modelyard.catalog import deployments, removal, versions
 from modelyard.catalog.transaction import dump
 from modelyard.digest import Digest
 from modelyard.errors import InputError, NotFoundError
@@ -41,6 +41,8 @@ def record(
     with context.change() as tx:
         served = record_of(tx.connection, version)
         before = deployments.find(tx.connection, identity)
+        if before is not None:
+            removal.release(tx, [before.version_seq])
         deployments.save(
             tx, identity, reference=reference, version_seq=served.seq, owner=owner(), address=address, info=text
         )
@@ -71,6 +73,8 @@ def drop(context: Context, deployment_id: str) -> bool:
         if found is None:
             return False
         deployments.remove(tx, deployment_id)
+        # The deployment may have been all that kept a deleted version.
+        removal.release(tx, [found.version_seq])
         served = versions.load(tx.connection, [found.version_seq])[0]
         detail = {"deployment": deployment_id, "reference": found.reference}
         tx.record("undeploy", repo=served.repo.key, previous=served.id, detail=detail)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from modelyard.registry.collection import Collection
     from modelyard.registry.context import Context
     from modelyard.registry.model import Version
     from modelyard.registry.savings import Compaction
+    from modelyard.registry.usage import Usage
 
 __all__ = ["Upkeep"]
 
@@ -21,6 +23,16 @@ class Upkeep:
     """What `Yard` inherits for its upkeep; not used alone."""
 
     _context: Context
+
+    def usage(self, reference: str | None = None) -> Usage:
+        """What takes how much: by repo, or with `[datasets/]ns/name[@REV]` by version of that repo.
+
+        Raises:
+            NotFoundError, RefError: As `resolve`.
+        """
+        from modelyard.registry.usage import usage
+
+        return usage(self._context, reference)
 
     def compact(
         self,
@@ -50,4 +62,41 @@ class Upkeep:
 
         return compact(
             self._context, references, idle_days=idle_days, dry_run=dry_run, progress=progress, least_rate=least_rate
+        )
+
+    def collect(
+        self,
+        *,
+        now: bool = False,
+        dry_run: bool = False,
+        grace_days: float = 14,
+        force: bool = False,
+        wait_seconds: float | None = None,
+        progress: Callable[[str], object] | None = None,
+    ) -> Collection:
+        """Remove what nothing needs: objects are marked, and go in a later pass when nobody who began before is at work.
+
+        Args:
+            now: Do not wait for the grace period but, here and now, for everybody who is at work already.
+            dry_run: Change nothing; say what would go.
+            grace_days: How long an object stays marked before it goes.
+            force: Remove more than half of the yard's objects, too.
+            wait_seconds: With `now`, wait no longer than this; what is left then goes another time.
+            progress: Told whom it waits for.
+
+        Raises:
+            ConflictError: More than half of the objects (of more than 20) would go (`too_much`), or the catalog knows less
+                than the journal, as one from an older backup does (`catalog_behind`); nothing was removed.
+            YardError: The store could not be listed; nothing was removed.
+        """
+        from modelyard.registry.collection import collect
+
+        return collect(
+            self._context,
+            now=now,
+            dry_run=dry_run,
+            grace_days=grace_days,
+            force=force,
+            wait_seconds=wait_seconds,
+            progress=progress,
         )
