@@ -26,6 +26,7 @@ __all__ = [
     "first_versions",
     "in_pack",
     "owners",
+    "repos_of",
     "users_of",
     "versions_with",
     "whole_files_with",
@@ -112,6 +113,11 @@ def owners(connection: Connection) -> Iterator[tuple[int, str]]:
     query = select(version_files.c.version_seq, version_files.c.blake3).distinct()
     for row in connection.execute(query.order_by(version_files.c.version_seq)):
         yield row.version_seq, row.blake3
+
+
+def repos_of(connection: Connection) -> dict[int, int]:
+    """The repo's id of every version, by `seq`."""
+    return {row.seq: row.repo_id for row in connection.execute(select(versions.c.seq, versions.c.repo_id))}
 
 
 def all_files(connection: Connection) -> Iterator[FileLine]:
