@@ -11,7 +11,9 @@ from modelyard.registry.reference import Reference
 from modelyard.registry.resolve import find_record, find_repo
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, Connection
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection
 
     from modelyard.catalog.audit import AuditRecord
     from modelyard.catalog.repos import RepoRecord
@@ -19,27 +21,67 @@ if TYPE_CHECKING:
 
 __all__ = ["log"]
 
+_PAGE = 1000  # entries read at a time
 
-def log(context: Context, reference: str | Version, *, limit: int | None, before: int | None) -> list[LogEntry]:
+
+def log(
+    context: Context,
+    reference: str | Version,
+    *,
+    limit: int | None,
+    before: int | None,
+    where: Mapping[str, str] | None = None,
+) -> list[LogEntry]:
     """See `Yard.log`."""
     text = reference.name if isinstance(reference, Version) else reference
     parsed = Reference.parse(text)
     with context.catalog.read() as connection:
         repo = find_repo(connection, parsed)
-        ref, line = _scope(connection, repo, parsed) if "@" in text else (None, None)
-        found = audit.entries(connection, repo_id=repo.id, ref=ref, line=line, limit=limit, before=before)
+        concerns = _scope(connection, repo, parsed) if "@" in text else None
+        wanted = {record.id for record in versions.in_repo(connection, repo.id, where=where)} if where else None
+        found: list[AuditRecord] = []
+        while limit is None or len(found) < limit:
+            page = audit.entries(connection, repo_id=repo.id, limit=_PAGE, before=before)
+            found += [
+                record
+                for record in page
+                if (wanted is None or record.version_id in wanted) and (concerns is None or concerns(record))
+            ]
+            if len(page) < _PAGE:
+                break
+            before = page[-1].seq
+        found = found[:limit]
         digests = {digest for record in found for digest in (record.version_id, record.previous_id) if digest}
         numbers = versions.numbers(connection, repo.id, digests)
     names = {digest: f"{parsed.repo_text}@v{number}" for digest, number in numbers.items()}
     return [_entry(record, names) for record in found]
 
 
-def _scope(connection: Connection, repo: RepoRecord, reference: Reference) -> tuple[str | None, CTE | None]:
-    """What a REV asks for: the moves of one tag or alias, or a version with those before it on its branch."""
+def _scope(connection: Connection, repo: RepoRecord, reference: Reference) -> Callable[[AuditRecord], bool]:
+    """Which entries a REV asks for: what moved a ref, also by the deletion of a version; of a branch or version, its line."""
     ref = refs.find(connection, repo.id, reference.rev)
-    if ref is not None and ref.type != "branch":
-        return ref.name, None
-    return None, versions.ancestry(repo.id, find_record(connection, repo, reference).id)
+    name = ref.name if ref is not None else _former_name(connection, repo, reference)
+    line: set[str | None] = set()
+    if name is None or (ref is not None and ref.type == "branch"):
+        start = ref.version_id if ref is not None else find_record(connection, repo, reference).id
+        ancestry = versions.ancestry(repo.id, start)
+        line = {record.version_id for record in audit.entries(connection, repo_id=repo.id, line=ancestry)}
+
+    def concerns(record: AuditRecord) -> bool:
+        if record.version_id in line:
+            return True
+        if name is None:
+            return False
+        return record.ref == name or (record.action == "delete" and name in json.loads(record.detail)["refs"])
+
+    return concerns
+
+
+def _former_name(connection: Connection, repo: RepoRecord, reference: Reference) -> str | None:
+    """The REV, where it was a ref's name once and is none now."""
+    if reference.number is not None or reference.prefix is not None or reference.rev == "latest":
+        return None
+    return reference.rev if audit.entries(connection, repo_id=repo.id, ref=reference.rev, limit=1) else None
 
 
 def _entry(record: AuditRecord, names: dict[str, str]) -> LogEntry:

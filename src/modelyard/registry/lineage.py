@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modelyard.catalog.versions import VersionRecord
     from modelyard.registry.context import Context
 
-__all__ = ["Direction", "adapter_base", "base_record", "graph"]
+__all__ = ["Direction", "adapter_base", "base_beside", "base_record", "graph"]
 
 Direction = Literal["up", "down", "both"]
 
@@ -126,3 +126,19 @@ def adapter_base(context: Context, version: Version) -> Version:
             hint="merge it, and load the merged version",
         )
     return next(iter(models.values()))
+
+
+def base_beside(context: Context, version: Version, wanted: bool | None) -> Version | None:
+    """The base that an adapter is checked out with: None for what is no adapter, where none is wanted, or none is known.
+
+    Raises:
+        NotFoundError, ConflictError: As `adapter_base`, where one was asked for.
+    """
+    if version.kind != "adapter" or wanted is False:
+        return None
+    try:
+        return adapter_base(context, version)
+    except (NotFoundError, ConflictError):
+        if wanted:
+            raise
+        return None

@@ -20,6 +20,7 @@ from modelyard.errors import IntegrityError, NoSpaceError, YardError
 from modelyard.registry.checkout import checkout, fill, hash_path
 from modelyard.registry.leases import lease
 from modelyard.registry.lineage import adapter_base
+from modelyard.registry.recency import note_use
 
 if TYPE_CHECKING:
     from modelyard.registry.context import Context
@@ -37,7 +38,8 @@ def load(context: Context, version: Version, options: dict[str, Any]) -> Model:
     wanted = [version]
     if version.kind == "adapter":
         wanted.append(adapter_base(context, version))
-    with lease(context, "load"):
+    with lease(context, "load", versions=[each.id for each in wanted]):
+        note_use(context, wanted)
         if context.links is not None:
             folders = [linked_folder(context.store, context.links, each) for each in wanted]
             model = load_folder(folders[0], base=folders[1] if len(folders) > 1 else None, **options)

@@ -66,7 +66,10 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable commit in a repo. `id` is the digest of its manifest, `number` its place in the repo."""
+    """An immutable commit in a repo. `id` is the digest of its manifest, `number` its place in the repo.
+
+    `derivation` is what the committer says the files were computed by; a hint, and no part of the id.
+    """
 
     repo_type: RepoType
     repo: str
@@ -82,6 +85,7 @@ class Version:
     message: str = field(repr=False)
     metadata: dict[str, str] = field(repr=False, hash=False)
     deleted: bool = False
+    derivation: dict[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
     def name(self) -> str:
@@ -123,6 +127,7 @@ class Version:
             "message": self.message,
             "metadata": dict(self.metadata),
             "deleted": self.deleted,
+            "derivation": self.derivation,
         }
 
 
@@ -290,4 +295,5 @@ def version_of(record: VersionRecord) -> Version:
         message=record.message,
         metadata=dict(metadata),
         deleted=record.deleted,
+        derivation=json.loads(record.derivation) if record.derivation else None,
     )

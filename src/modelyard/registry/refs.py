@@ -12,6 +12,8 @@ from modelyard.registry.reference import RepoType, repo_of
 from modelyard.registry.resolve import find_repo, record_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from modelyard.registry.context import Context
 
 __all__ = ["branch", "list_refs", "list_repos", "list_versions", "tag"]
@@ -39,14 +41,23 @@ def list_repos(
 
 
 def list_versions(
-    context: Context, repo: str, repo_type: RepoType | None, *, limit: int | None, before: int | None, deleted: bool
+    context: Context,
+    repo: str,
+    repo_type: RepoType | None,
+    *,
+    limit: int | None,
+    before: int | None,
+    deleted: bool,
+    where: Mapping[str, str] | None = None,
 ) -> list[Version]:
     """See `Yard.versions`."""
     with context.catalog.read() as connection:
         record = find_repo(connection, repo_of(repo, repo_type))
         return [
             version_of(found)
-            for found in versions.in_repo(connection, record.id, limit=limit, before=before, deleted=deleted)
+            for found in versions.in_repo(
+                connection, record.id, limit=limit, before=before, deleted=deleted, where=where
+            )
         ]
 
 

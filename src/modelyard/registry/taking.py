@@ -159,8 +159,8 @@ class Taking:
         with self._catalog.read() as connection:
             known = held(connection, self._raw, [piece.segment for piece in pieces]) | self._packed
         new = {piece.segment: piece for piece in pieces if piece.segment not in known}
-        # Without anything new there is no pack that could say how the file is cut.
-        if not new or 2 * sum(piece.size for piece in new.values()) > digests.size:
+        # A pack says how a file is cut that is not whole, and one without any new segment is not written.
+        if not (new or self._writer) or 2 * sum(piece.size for piece in new.values()) > digests.size:
             stored = self._raw.import_file(path, sha256_of={digests.blake3: digests.sha256}.get, link=link)
             if stored.blake3 != digests.blake3:
                 raise _changed(path)

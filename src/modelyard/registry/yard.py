@@ -10,26 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import InputError
-from modelyard.registry import checkout as _checkout
-from modelyard.registry import commit as _commit
-from modelyard.registry import deletion as _deletion
-from modelyard.registry import deployments as _deployments
-from modelyard.registry import diff as _diff
-from modelyard.registry import history as _history
-from modelyard.registry import leases as _leases
-from modelyard.registry import lineage as _lineage
-from modelyard.registry import loading as _loading
-from modelyard.registry import promotion as _promotion
-from modelyard.registry import refs as _refs
-from modelyard.registry import reports as _reports
-from modelyard.registry import resolve as _resolve
-from modelyard.registry import runs as _runs
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.context import Context, Judge
+from modelyard.registry.deferred import deferred
+from modelyard.registry.delivery import Delivery
 from modelyard.registry.exchange import Exchange
 from modelyard.registry.holdings import Holdings
 from modelyard.registry.upkeep import Upkeep
+from modelyard.registry.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +25,20 @@ if TYPE_CHECKING:
 
     from modelyard.catalog import Catalog
     from modelyard.digest import Digest
+    from modelyard.registry import commit as _commit
+    from modelyard.registry import deletion as _deletion
+    from modelyard.registry import diff as _diff
+    from modelyard.registry import history as _history
+    from modelyard.registry import leases as _leases
+    from modelyard.registry import lineage as _lineage
+    from modelyard.registry import promotion as _promotion
+    from modelyard.registry import refs as _refs
+    from modelyard.registry import reports as _reports
+    from modelyard.registry import resolve as _resolve
     from modelyard.registry.diff import VersionDiff
     from modelyard.registry.intake import Content, Origin
     from modelyard.registry.model import (
         Deletion,
-        Deployment,
         Edge,
         Kind,
         LineageGraph,
@@ -50,12 +47,22 @@ if TYPE_CHECKING:
         Ref,
         Repo,
         RepoType,
-        RunRecord,
         Version,
     )
     from modelyard.store.base import Store
     from modelyard.weights.files import Files
-    from modelyard.weights.model import Model
+else:
+    _commit = deferred("commit")
+    _deletion = deferred("deletion")
+    _diff = deferred("diff")
+    _history = deferred("history")
+    _leases = deferred("leases")
+    _lineage = deferred("lineage")
+    _promotion = deferred("promotion")
+    _refs = deferred("refs")
+    _reports = deferred("reports")
+    _resolve = deferred("resolve")
+
 
 __all__ = ["Yard"]
 
@@ -64,7 +71,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Yard(Upkeep, Exchange):
+class Yard(Delivery, Work, Upkeep, Exchange):
     """A store plus its catalog.
 
     Args:
@@ -170,25 +177,6 @@ class Yard(Upkeep, Exchange):
             derivation=derivation,
         )
 
-    def files(self, version: str | Version) -> StoredFiles:
-        """A version's files as `weights.Files`; each is verified whenever it is read or its path is asked for."""
-        return StoredFiles(self._context.store, self.resolve(version))
-
-    def path(self, version: str | Version, file: str) -> Path:
-        """The stored file itself, verified now; read-only, and named by its digest."""
-        return self.files(version).path(file)
-
-    def checkout(self, version: str | Version, folder: Path | str, *, link: bool = False) -> list[Path]:
-        """Write a version into a new or empty folder, whole or not at all; `link` makes read-only hard links.
-
-        Raises:
-            ConflictError: The folder is not empty.
-            IntegrityError: A stored file is damaged; nothing is left behind.
-        """
-        found = self.resolve(version)
-        with self.lease("checkout"):
-            return _checkout.checkout(self._context.store, found, Path(folder), link=link)
-
     def repos(
         self, repo_type: RepoType | None = None, *, limit: int | None = None, after: tuple[str, RepoType] | None = None
     ) -> list[Repo]:
@@ -203,9 +191,15 @@ class Yard(Upkeep, Exchange):
         limit: int | None = None,
         before: int | None = None,
         deleted: bool = False,
+        where: Mapping[str, str] | None = None,
     ) -> list[Version]:
-        """A repo's versions, the highest number first; a page of `limit` has numbers below `before`."""
-        return _refs.list_versions(self._context, repo, repo_type, limit=limit, before=before, deleted=deleted)
+        """A repo's versions, the highest number first; a page of `limit` has numbers below `before`.
+
+        `deleted` has those that are deleted too; `where` keeps those whose metadata has each of its keys with this very value.
+        """
+        return _refs.list_versions(
+            self._context, repo, repo_type, limit=limit, before=before, deleted=deleted, where=where
+        )
 
     def refs(self, repo: str, repo_type: RepoType | None = None) -> list[Ref]:
         """A repo's branches, tags and aliases in order of their names."""
@@ -219,15 +213,23 @@ class Yard(Upkeep, Exchange):
         """Start a branch at a version; again is fine, a name that is taken a `ConflictError`."""
         return _refs.branch(self._context, version, name)
 
-    def log(self, reference: str | Version, *, limit: int | None = None, before: int | None = None) -> list[LogEntry]:
-        """What happened to a repo, newest first: of all of it (`ns/name`), one tag or alias, or a version and its parents.
+    def log(
+        self,
+        reference: str | Version,
+        *,
+        limit: int | None = None,
+        before: int | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> list[LogEntry]:
+        """What happened to a repo, newest first: all of it (`ns/name`), what moved a ref, or a version and its parents.
 
         Args:
-            reference: The repo, or with a REV, what of it.
+            reference: The repo, or with a REV, what of it. A branch has the history of its versions too.
             limit: At most so many entries.
             before: Only entries with a smaller `seq`: the last one of the page before.
+            where: Only entries about versions whose metadata has each of these keys with this very value.
         """
-        return _history.log(self._context, reference, limit=limit, before=before)
+        return _history.log(self._context, reference, limit=limit, before=before, where=where)
 
     def lineage(self, version: str | Version, *, direction: _lineage.Direction = "both") -> LineageGraph:
         """What a version was made from (`up`), what was made from it (`down`), and so on."""
@@ -312,88 +314,6 @@ class Yard(Upkeep, Exchange):
         """A report by its digest, verified."""
         return _reports.get(self._context, digest)
 
-    def run_record(self, key: str) -> RunRecord | None:
-        """The run of a key, or None."""
-        return _runs.find(self._context, key)
-
-    def runs(self, *, limit: int | None = None) -> list[RunRecord]:
-        """Runs, the last written first."""
-        return _runs.listing(self._context, limit=limit)
-
-    def start_run(self, key: str, *, step: str, inputs: Mapping[str, Any] | None = None) -> RunRecord:
-        """Begin a run, or take over one that ended or whose process died (`attempt` counts).
-
-        Raises:
-            BusyError: Another living process works on this key.
-        """
-        return _runs.start(self._context, key, step=step, inputs=inputs or {})
-
-    def finish_run(self, key: str, outputs: Mapping[str, Any]) -> RunRecord:
-        """End a run of this process with what it made.
-
-        Raises:
-            ConflictError: It is not running, or belongs to another process.
-        """
-        return _runs.finish(self._context, key, outputs)
-
-    def fail_run(self, key: str, error: str) -> RunRecord:
-        """End a run of this process that did not succeed."""
-        return _runs.fail(self._context, key, error)
-
-    def deployments(self) -> list[Deployment]:
-        """What servers keep loaded, the first recorded first."""
-        return _deployments.listing(self._context)
-
-    def record_deployment(
-        self,
-        reference: str,
-        version: str | Version,
-        *,
-        address: str = "",
-        info: Mapping[str, Any] | None = None,
-        deployment_id: str | None = None,
-    ) -> Deployment:
-        """Record what this process serves; with the id of an earlier deployment, what it serves from now on."""
-        return _deployments.record(
-            self._context, reference, version, address=address, info=info, deployment_id=deployment_id
-        )
-
-    def beat_deployment(self, deployment_id: str) -> None:
-        """Say that a deployment lives; `NotFoundError` when it was dropped."""
-        _deployments.beat(self._context, deployment_id)
-
-    def drop_deployment(self, deployment_id: str) -> bool:
-        """Forget a deployment; False when there is none of this id."""
-        return _deployments.drop(self._context, deployment_id)
-
     def lease(self, purpose: str) -> AbstractContextManager[Callable[[], None]]:
         """Hold a lease while the block runs, so that a collection waits; call what it yields now and then in a long one."""
         return _leases.lease(self._context, purpose)
-
-    def folder(self, version: str | Version) -> Path:
-        """A folder with the version's files as hard links into the store, every byte verified now; read-only by contract.
-
-        Raises:
-            InputError: This yard was built without a folder for links.
-        """
-        if self._context.links is None:
-            raise InputError("this yard has no folder for links", hint="use checkout, or open it with modelyard.open()")
-        return _loading.linked_folder(self._context.store, self._context.links, self.resolve(version))
-
-    def base_of(self, version: str | Version) -> Version:
-        """The model that an adapter was fine-tuned on, by its `finetuned` edge."""
-        return _lineage.adapter_base(self._context, self.resolve(version))
-
-    def load(self, reference: str | Version, **options: Any) -> Model:
-        """Load a version, an adapter together with its base; every byte is verified first.
-
-        Args:
-            reference: What to load.
-            **options: `dtype`, `device`, `threads`: see `modelyard.weights.load.load`.
-
-        Raises:
-            NotFoundError: No such version, or an adapter whose base is not in this yard.
-            IntegrityError: A stored file is damaged.
-            ModelError: The version is not a usable model.
-        """
-        return _loading.load(self._context, self.resolve(reference), options)
