@@ -47,6 +47,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tag": ("refs:tag", "Give a version a name that never moves."),
     "delete": ("refs:delete", "Delete a version, tag or branch; bytes that something needs stay."),
     "undelete": ("refs:undelete", "Take a deletion of a version back."),
+    "du": ("upkeep:du", "Show what takes how much, and what holds it."),
+    "compact": ("upkeep:compact", "Keep what is not in use in fewer bytes."),
     "gate": ("refs:gate", "Show or set the rule that an alias demands."),
     "promote": ("refs:promote", "Move an alias to a version, past its gate."),
     "rollback": ("refs:rollback", "Move an alias back to its previous holder."),
