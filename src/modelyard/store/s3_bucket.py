@@ -230,10 +230,13 @@ class Bucket:
             for attempt in range(_ATTEMPTS):
                 try:
                     found = self._client.get_object(**self._named(name), **options)
-                    with found["Body"] as body:
+                    body = found["Body"]  # not as a context: its own errors come out of its own `read` only
+                    try:
                         if int(found["ContentLength"]) > limit:
                             raise IntegrityError(f"`{self._shown(name)}` is damaged: it has more than {limit} bytes")
                         return bytes(body.read())
+                    finally:
+                        body.close()
                 except (HTTPClientError, IncompleteReadError, ResponseStreamingError):
                     if attempt + 1 == _ATTEMPTS:
                         raise

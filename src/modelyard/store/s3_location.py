@@ -72,7 +72,13 @@ class S3Location:
             )
         prefix = parts.path.strip("/")
         bad_prefix = prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/")))
-        if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc) or bad_prefix or parts.fragment:
+        if (
+            parts.scheme != "s3"
+            or not _BUCKET.fullmatch(parts.netloc)
+            or bad_prefix
+            or parts.fragment
+            or not url.isprintable()
+        ):
             raise InputError(f"`{url}` names no place on S3", hint=_FORM)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         for name in options:
