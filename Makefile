@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format services services-stop base docs bench-quick clean
+.PHONY: help setup demo test test-slow test-s3 lint format services services-stop base docs bench-quick clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -29,6 +29,12 @@ test: $(STAMP)  ## Run the test suite (under 15 minutes on 2 cores).
 
 test-slow: $(STAMP)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m slow
+
+test-s3: $(STAMP)  ## Run the S3 tests against a real server (OpenStack Swift from PyPI, started for it).
+	@trap 'bash scripts/swift.sh stop' EXIT; \
+	variables=$$(bash scripts/swift.sh start) || exit 1; \
+	env $$variables $(BIN)/python -m pytest -k "s3" \
+	  tests/conformance/test_stores.py tests/store/test_s3.py tests/registry/test_s3_yard.py
 
 lint: $(STAMP)  ## Ruff, mypy strict and the direction of imports.
 	$(BIN)/ruff check .

@@ -23,7 +23,17 @@ from modelyard.store.layout import Layout
 from modelyard.store.s3 import S3Store
 from modelyard.store.s3_location import S3Credentials, S3Location
 
-__all__ = ["BUCKET", "Endpoint", "client", "endpoint", "is_moto", "make_store", "overwrite", "overwrite_journal"]
+__all__ = [
+    "BUCKET",
+    "Endpoint",
+    "client",
+    "endpoint",
+    "is_moto",
+    "location",
+    "make_store",
+    "overwrite",
+    "overwrite_journal",
+]
 
 BUCKET = "yards"
 
