@@ -1,0 +1,371 @@
+"""What does a stored model cost, in bytes, in time and in memory, next to a plain copy, SHA-256 and MLflow?
+
+Bytes are counted after `compact` and `gc --now`, on models that were really trained (`store_models.py`). Every timed call
+runs in a process of its own, ours and the peer's alike, imports left out; the best of several counts::
+
+    python benchmarks/store.py                 # some minutes, 20 GB of disk for a while
+    python benchmarks/store.py --quick         # small sizes and few training steps: that it works
+    python benchmarks/store.py --json
+
+MLflow is installed into a virtual environment of its own under `build/benchmarks` (`pip install mlflow-skinny`), once. It logs to
+local files, as a yard does; it copies without fsync, a yard makes everything durable before it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from measuring import Call, Figure, call, machine, report
+from store_models import QUICK, Training, changes, make_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BUILD = Path(__file__).parents[1] / "build" / "benchmarks"
+CALLS = str(Path(__file__).with_name("store_calls.py"))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    large: int = 1_000_000_000
+    tensors: int = 18_000
+    tensor_bytes: int = 16_384
+    memory: tuple[int, int] = (300_000_000, 5_000_000_000)
+    header: int = 300_000_000
+    weight: tuple[int, int] = (4096, 8192)
+    repeat: int = 3
+    training: Training = field(default_factory=Training)
+
+
+SMALL = Sizes(40_000_000, 500, 4096, (40_000_000, 80_000_000), 20_000_000, (512, 2048), 1, QUICK)
+
+
+def write_model(folder: Path, count: int, tensor_bytes: int, *, prefix: str = "model", seed: int = 0) -> Path:
+    """A safetensors file of `count` bf16 tensors that all differ: one random block, shifted by the tensor's number."""
+    folder.mkdir(parents=True)
+    rows = tensor_bytes // 2 // 64
+    spans = {
+        f"{prefix}.layers.{i}.weight": {"dtype": "BF16", "shape": [rows, 64], "data_offsets": [i * rows * 128, (i + 1) * rows * 128]}
+        for i in range(count)
+    }  # fmt: skip
+    header = json.dumps(spans, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    # Random below the exponent's top, so that no element is a NaN.
+    block = np.random.default_rng(seed).integers(0, 0x3F00, rows * 64, np.uint16)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for i in range(count):
+            file.write((block + np.uint16(i % 64) ^ np.uint16(i // 64 % 8192)).tobytes())
+    return folder
+
+
+def best(repeat: int, make: Callable[[int], Call]) -> Call:
+    """The fastest of several calls."""
+    return min((make(number) for number in range(repeat)), key=lambda each: each.seconds)
+
+
+def ours(*arguments: object) -> Call:
+    """One of our calls, or a plain one, with this interpreter."""
+    return call([sys.executable, CALLS, *map(str, arguments)], OMP_NUM_THREADS="2")
+
+
+def mlflow(*arguments: object) -> Call:
+    """One of MLflow's calls, with its interpreter, which is made when it is not there."""
+    home = BUILD / "mlflow"
+    if not (home / "bin" / "mlflow").exists():
+        venv.create(home, with_pip=True)
+        subprocess.run([home / "bin" / "pip", "install", "--quiet", "mlflow-skinny"], check=True, capture_output=True)
+    return call([str(home / "bin" / "python"), CALLS, *map(str, arguments)], MLFLOW_ALLOW_FILE_STORE="true")
+
+
+# Bytes.
+
+
+@contextmanager
+def yard_in(scratch: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
+    """A new yard, and what compacts and collects it and counts the bytes of its files and packs."""
+    from modelyard.app import open_yard
+    from modelyard.settings import Settings
+
+    home = Path(tempfile.mkdtemp(dir=scratch))
+    yard = open_yard(Settings(home=home), create=True)
+
+    def stored() -> int:
+        yard.compact(idle_days=0)
+        yard.collect(now=True)
+        return sum(
+            path.stat().st_size for area in ("files", "packs") for path in (home / area).rglob("*") if path.is_file()
+        )
+
+    try:
+        yield yard, stored
+    finally:
+        shutil.rmtree(home)
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    """A model's weights alone, so that a share is of the weights and not of the tokenizer beside them."""
+    return {path.name: path for path in folder.glob("*.safetensors")}
+
+
+def _model(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.iterdir() if path.suffix in {".safetensors", ".json"}}
+
+
+def shares(scratch: Path, models: Path, sizes: Sizes) -> list[Figure]:
+    """What each further model costs, as a share of its weights."""
+    size = (models / "base" / "model.safetensors").stat().st_size
+    found = {}
+    with yard_in(scratch) as (yard, stored):
+        yard.commit(_weights(models / "base"), "bench/lone")
+        found["lone bf16 model"] = stored() / size, 0.70
+        before = stored()
+        yard.commit(_weights(models / "base"), "bench/copy")
+        found["second identical copy"] = (stored() - before) / size, 0.0
+    with yard_in(scratch) as (yard, stored):
+        first = write_model(scratch / "named", sizes.header // (1 << 20), 1 << 20)
+        second = write_model(scratch / "renamed", sizes.header // (1 << 20), 1 << 20, prefix="transformer")
+        yard.commit(first, "bench/named")
+        before = stored()
+        yard.commit(second, "bench/renamed")
+        after = stored()
+        found["renamed safetensors header"] = (after - before) / (second / "model.safetensors").stat().st_size, 0.001
+        shutil.rmtree(first)
+        shutil.rmtree(second)
+    with yard_in(scratch) as (yard, stored):
+        base = yard.commit(_model(models / "base"), "bench/base", kind="base")
+        before = stored()
+        other = {
+            name: path for name, path in _model(models / "finetuned").items() if name not in _same(models, "finetuned")
+        }
+        yard.commit(other, "bench/tuned", kind="finetuned", from_=base)
+        found["full fine-tune beside its base"] = (stored() - before) / size, 0.45
+    with yard_in(scratch) as (yard, stored):
+        base = yard.commit(_model(models / "base"), "bench/base", kind="base")
+        adapter = yard.commit(_model(models / "adapter"), "bench/adapter", kind="adapter", from_=base)
+        before = stored()
+        yard.commit(
+            _model(models / "merged"), "bench/merged", kind="merged", from_=[("merged", adapter), ("merged", base)]
+        )
+        found["LoRA merge beside base and adapter"] = (stored() - before) / size, 0.01
+    return [
+        Figure(f"stored share: {name}", share, "of the file", "0" if most == 0 else f"<= {most}", share <= most)
+        for name, (share, most) in found.items()
+    ]
+
+
+def _same(models: Path, name: str) -> set[str]:
+    """Files that say the same as the base's, so that a share counts weights only."""
+    return {path.name for path in (models / name).glob("*.json") if path.name.startswith("tokenizer")}
+
+
+def training_figures(models: Path) -> list[Figure]:
+    """How far the fine-tune went: without these two its share says nothing."""
+    median, changed = changes(models / "base", models / "finetuned")
+    return [
+        Figure("fine-tune: median relative change", 100 * median, "%", ">= 1", median >= 0.01),
+        Figure("fine-tune: elements changed", 100 * changed, "%", ">= 80", changed >= 0.80),
+    ]
+
+
+# Time.
+
+
+def _faster(name: str, mine: Call, peer: str, theirs: Call, least: float, *, size: int = 0) -> Figure:
+    ratio = theirs.seconds / mine.seconds
+    rates = [(size or mine.size) / 1e6 / each.seconds for each in (mine, theirs)]
+    return Figure(name, rates[0], "MB/s", f">= {least:g}x", ratio >= least, peer, rates[1], ratio)
+
+
+def commits(scratch: Path, sizes: Sizes) -> list[Figure]:
+    """Commits and checkouts of one large model and of one of many small tensors."""
+    big = write_model(scratch / "large", max(sizes.large // (32 << 20), 1), 32 << 20)
+    figures = transfers(scratch, big, f"{_mb(big)} MB", sizes.repeat)
+    many = write_model(scratch / "many", sizes.tensors, sizes.tensor_bytes)
+    figures += transfers(scratch, many, f"{sizes.tensors} tensors, {_mb(many)} MB", sizes.repeat)
+    figures += links(scratch, big, sizes)
+    shutil.rmtree(big)
+    shutil.rmtree(many)
+    return figures
+
+
+def transfers(scratch: Path, source: Path, label: str, repeat: int) -> list[Figure]:
+    """One model into a yard and out of it, and the same by others."""
+    home, runs, target = scratch / "yard", scratch / "runs", scratch / "target"
+
+    def fresh(path: Path, work: Callable[[], Call]) -> Call:
+        """The fastest of several calls, each of which finds nothing at `path`."""
+
+        def once(_: int) -> Call:
+            shutil.rmtree(path, ignore_errors=True)
+            return work()
+
+        return best(repeat, once)
+
+    disk = best(repeat, lambda _: ours("write", source, scratch / "written"))
+    plain = fresh(target, lambda: ours("copy", source, target))
+    new = fresh(home, lambda: ours("commit", home, source, "bench/new"))
+    known = best(repeat, lambda number: ours("commit", home, source, f"bench/again{number}"))
+    hashed = best(repeat, lambda _: ours("sha256", source))
+    logged = fresh(runs, lambda: mlflow("mlflow_log", runs, source))
+    copied = fresh(target, lambda: ours("checkout", home, "bench/new", target, "copy"))
+    loaded = fresh(target, lambda: mlflow("mlflow_download", runs, target))
+    for path in (home, runs, target):
+        shutil.rmtree(path, ignore_errors=True)
+    (scratch / "written").unlink()
+    return [
+        Figure(f"disk: write and fsync ({label})", disk.size / 1e6 / disk.seconds, "MB/s", "physical limit", True),
+        _faster(f"commit of new bytes ({label})", new, "plain durable copy", plain, 0.8),
+        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts, not durable", logged, 3),
+        _faster(f"commit of stored bytes ({label})", known, "SHA-256", hashed, 0.8),
+        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts", logged, 3),
+        _faster(f"checkout ({label})", copied, "MLflow download_artifacts", loaded, 3, size=new.size),
+    ]
+
+
+def _mb(folder: Path) -> int:
+    return (folder / "model.safetensors").stat().st_size // 1_000_000
+
+
+def links(scratch: Path, big: Path, sizes: Sizes) -> list[Figure]:
+    """Checkout by link of a small and a large model."""
+    small = write_model(scratch / "small", max(sizes.large // 10 // (1 << 20), 1), 1 << 20)
+    seconds = []
+    for source in (small, big):
+        home, target = scratch / "yard", scratch / "target"
+        ours("commit", home, source, "bench/model")
+        made = [
+            ours("checkout", home, "bench/model", target / str(number), "link") for number in range(sizes.repeat + 1)
+        ]
+        seconds.append(min(each.seconds for each in made))
+        shutil.rmtree(home)
+        shutil.rmtree(target)
+    name = f"checkout by link ({_mb(big)} MB beside {_mb(small)} MB)"
+    ratio = seconds[1] / seconds[0]
+    shutil.rmtree(small)
+    return [
+        Figure(
+            name,
+            1000 * seconds[1],
+            "ms",
+            "constant: <= 1.5x",
+            ratio <= 1.5,
+            "a tenth of the size",
+            1000 * seconds[0],
+            ratio,
+        )
+    ]
+
+
+def rebuilding(models: Path, sizes: Sizes) -> list[Figure]:
+    """How fast a segment is made from what is kept of it: the fine-tune's tensors as one delta, a derived one at rank 16."""
+    from modelyard.derivations import lora_params, replay
+    from modelyard.store import codecs
+
+    bodies = []
+    for name in ("base", "finetuned"):
+        data = (models / name / "model.safetensors").read_bytes()
+        bodies.append(data[8 + struct.unpack("<Q", data[:8])[0] :])
+    base, tuned = bodies
+    payload = codecs.encode_delta(tuned, base, "BF16")
+    if codecs.decode_delta(payload, base, "BF16", len(tuned)) != tuned:
+        raise SystemExit("a delta was not rebuilt")
+    figures = [
+        _rate(
+            "rebuilding a delta, 1 thread", len(tuned), lambda: codecs.decode_delta(payload, base, "BF16", len(tuned))
+        )
+    ]
+    rows, columns = sizes.weight
+    random = np.random.default_rng(0)
+    weight = random.integers(0, 0x3F00, rows * columns, np.uint16).tobytes()
+    a, b = (random.standard_normal(16 * side, np.float32).tobytes() for side in (columns, rows))
+    params = lora_params("BF16", (rows, columns), rank=16, scale=2.0, a_dtype="F32", b_dtype="F32")
+    roles = {"w": weight, "a": a, "b": b}
+    for threads in (1, 2):
+        name = f"rebuilding lora/1 at rank 16, {threads} thread{'s' if threads > 1 else ''}"
+        figures.append(
+            _rate(name, len(weight), lambda threads=threads: replay(params, roles, size=len(weight), threads=threads))
+        )
+    return figures
+
+
+def _rate(name: str, size: int, work: Callable[[], object]) -> Figure:
+    seconds = []
+    end = time.perf_counter() + 3
+    while len(seconds) < 3 or (time.perf_counter() < end and len(seconds) < 200):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    value = size / min(seconds) / 1e6
+    return Figure(name, value, "MB/s", ">= 300", value >= 300)
+
+
+# Memory.
+
+
+def memory(scratch: Path, sizes: Sizes) -> list[Figure]:
+    """The peak of a process that commits, and of one that checks out, from a small to a large model."""
+    peaks: dict[str, list[float]] = {"commit": [], "checkout": []}
+    for size in sizes.memory:
+        source = write_model(scratch / "model", max(size // (32 << 20), 1), 32 << 20)
+        home, target = scratch / "yard", scratch / "target"
+        peaks["commit"].append(ours("commit", home, source, "bench/model").memory)
+        shutil.rmtree(source)
+        peaks["checkout"].append(ours("checkout", home, "bench/model", target, "copy").memory)
+        shutil.rmtree(home)
+        shutil.rmtree(target)
+    low, high = (f"{size / 1e9:g} GB" for size in sizes.memory)
+    return [
+        Figure(
+            f"peak memory of a {name} ({high} beside {low})", peak[1], "MB", "<= 300 and flat: <= 1.15x",
+            peak[1] <= 300 and peak[1] <= 1.15 * peak[0], "the smaller model", peak[0], peak[1] / peak[0],
+        )
+        for name, peak in peaks.items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes: whether it works")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--only", choices=("shares", "commits", "rebuilding", "memory"), help="one group of figures")
+    options = parser.parse_args()
+    sizes = SMALL if options.quick else Sizes()
+    where = machine("numpy", "torch", "zstandard", "safetensors")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    figures: list[Figure] = []
+    notes: dict[str, Any] = {}
+    models = BUILD / ("models-quick" if options.quick else "models")
+    if options.only in {None, "shares", "rebuilding"}:
+        notes = make_models(models, sizes.training)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        scratch = Path(folder)
+        if options.only in {None, "shares"}:
+            figures += training_figures(models) + shares(scratch, models, sizes)
+        if options.only in {None, "commits"}:
+            figures += commits(scratch, sizes)
+        if options.only in {None, "rebuilding"}:
+            figures += rebuilding(models, sizes)
+        if options.only in {None, "memory"}:
+            figures += memory(scratch, sizes)
+    report(where, figures, quick=options.quick, as_json=options.json, notes=notes)
+
+
+if __name__ == "__main__":
+    main()
