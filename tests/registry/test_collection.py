@@ -14,3 +14,14 @@ def test_now(any_bench: Bench) -> None:
     print(found)
     assert found.objects == 2
     assert any_bench.yard.collect(now=True, dry_run=True).objects == 0
+
+
+def test_check(any_bench: Bench) -> None:
+    """x."""
+    one = any_bench.model(1)
+    any_bench.model(2)
+    any_bench.yard.folder(one)
+    report = any_bench.yard.check(read_data=True)
+    print(report)
+    assert report.exit_code == 0
+    assert not report.findings

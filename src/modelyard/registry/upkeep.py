@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from modelyard.registry.collection import Collection
     from modelyard.registry.context import Context
+    from modelyard.registry.findings import CheckReport
     from modelyard.registry.model import Version
     from modelyard.registry.savings import Compaction
     from modelyard.registry.usage import Usage
@@ -100,3 +101,28 @@ class Upkeep:
             wait_seconds=wait_seconds,
             progress=progress,
         )
+
+    def check(
+        self,
+        *,
+        read_data: bool = False,
+        subset: float | None = None,
+        seed: int | None = None,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> CheckReport:
+        """Look for every fault: what is missing, of the wrong size or kind, not what its manifest, index or journal says.
+
+        Args:
+            read_data: Hash every stored byte too, and put together what is not kept whole.
+            subset: Of that, only so many percent, chosen by digest: another part every day.
+            seed: Which part; by default the number of the day.
+            repair: Make anew what can be made anew from elsewhere, and move other damaged objects to `quarantine/`.
+            progress: Called with (objects read, objects in all).
+
+        Raises:
+            InputError: `subset` is no share.
+        """
+        from modelyard.registry.check import check
+
+        return check(self._context, read_data=read_data, subset=subset, seed=seed, repair=repair, progress=progress)
