@@ -106,6 +106,9 @@ def yard_in(scratch: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
     yard = open_yard(Settings(home=home), create=True)
 
     def stored() -> int:
+        # What a ref names stays whole, and a branch names its newest version: each repo gets one after the model's.
+        for repo in yard.repos():
+            yard.commit({"README.md": b"The model is one version earlier.\n"}, repo.name)
         yard.compact(idle_days=0)
         yard.collect(now=True)
         return sum(
