@@ -224,20 +224,19 @@ def _from_yard(home: Home, folder: Path, reference: str, to: str | None, branch:
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="The same as FOLDER.")
 @click.option("--link", is_flag=True, help="Hard links to the stored, read-only files instead of copies.")
+@click.option("--base/--no-base", default=None, help="Whether an adapter comes with its base (default: if it is here).")
 @click.option(
     "--layout", type=click.Choice(["versions"]), default=None, help="All versions of a repo, as NAME/v1.0/ folders."
 )
 @click.option("--no-bin", is_flag=True, help="With --layout: leave out the weights as .bin files.")
 @with_yard
 @with_json
-@click.pass_context
 def checkout(
-    context: click.Context,
-    /,
     reference: str,
     folder: Path | None,
     out: Path | None,
     link: bool,
+    base: bool | None,
     layout: str | None,
     no_bin: bool,
     home: Home,
@@ -254,9 +253,22 @@ def checkout(
     if target is None or (folder is not None and out is not None):
         raise RecipeError("one FOLDER is needed", hint=f"yard checkout {reference} ./model")
     if layout is None:
-        context.invoke(versions.checkout, reference=reference, folder=target, link=link, home=home, as_json=as_json)
-        return
-    written = home.open().checkout_layout(reference, target, bins=not no_bin)
+        _checkout_one(home.open(), reference, target, link=link, base=base, as_json=as_json)
+    else:
+        _checkout_all(home.open(), reference, target, bins=not no_bin, as_json=as_json)
+
+
+def _checkout_one(yard: Yard, reference: str, folder: Path, *, link: bool, base: bool | None, as_json: bool) -> None:
+    version = yard.resolve(reference)
+    written = yard.checkout(version, folder, link=link, base=base)
+    if as_json:
+        output.json_object(versions.version_json(version, folder=str(folder), files=[str(path) for path in written]))
+    else:
+        output.note(f"{version.name}: {len(written)} files in {folder}")
+
+
+def _checkout_all(yard: Yard, repo: str, out: Path, *, bins: bool, as_json: bool) -> None:
+    written = yard.checkout_layout(repo, out, bins=bins)
     if as_json:
         output.json_object(
             {

@@ -150,7 +150,8 @@ def _write(yard: Yard, folder: Path, entry: _Entry, *, bins: bool) -> None:
             yard.checkout(entry.final, draft / FINAL)
             complete_model(draft / FINAL, bins=bins)
         if entry.adapter is not None:
-            yard.checkout(entry.adapter, draft / ADAPTER)
+            # As it was committed: the layout has no place for a base inside an adapter.
+            yard.checkout(entry.adapter, draft / ADAPTER, base=False)
             complete_adapter(draft / ADAPTER, entry.adapter, bins=bins)
         metadata: dict[str, Any] = describe(yard, entry.final, entry.adapter)
         metadata["modelyard"] = {"repo": folder.name, "label": entry.label, "versions": entry.ids}
