@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, delete, select, text, update
+from sqlalchemy import Connection, bindparam, delete, select, text, update
 
 from modelyard.catalog import candidates
 from modelyard.catalog.lists import chunks
@@ -33,6 +33,8 @@ __all__ = [
     "touch",
 ]
 
+# Built once: a statement costs more to put together than to run.
+_FIND = select(files).where(files.c.digest.in_(bindparam("digests", expanding=True)))
 # One statement on both databases; SQLAlchemy's own spelling of it needs one dialect's module or the other's.
 _RECORD = text(
     "INSERT INTO files (digest, size, sha256, git_blob, cut, whole, used_at) "
@@ -79,7 +81,7 @@ def find(connection: Connection, digests: Iterable[str]) -> dict[str, FileRow]:
     """The rows of these files by digest; unknown ones are left out."""
     found: dict[str, FileRow] = {}
     for some in chunks(digests):
-        for row in connection.execute(select(files).where(files.c.digest.in_(some))):
+        for row in connection.execute(_FIND, {"digests": some}):
             found[row.digest] = FileRow(
                 row.digest, row.size, row.sha256, row.git_blob, row.cut, bool(row.whole), row.used_at
             )

@@ -7,13 +7,15 @@ name may move when; those are the registry's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, func, insert, select, update
 
 from modelyard.catalog.schema import alias_history, gates, refs, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelyard.catalog.transaction import Transaction
 
 __all__ = [
@@ -33,6 +35,15 @@ __all__ = [
 ]
 
 
+# Built once: a statement costs more to put together than to run.
+_ROWS = (
+    select(refs, versions.c.id, versions.c.number)
+    .join(versions, versions.c.seq == refs.c.version_seq)
+    .order_by(refs.c.name)
+)
+_BY_NAME = _ROWS.where(refs.c.repo_id == bindparam("repo"), refs.c.name == bindparam("ref"))
+
+
 @dataclass(frozen=True, slots=True)
 class RefRecord:
     """A name, its type (`branch`, `tag`, `alias`) and the version it names."""
@@ -46,7 +57,7 @@ class RefRecord:
 
 def find(connection: Connection, repo_id: int, name: str) -> RefRecord | None:
     """The ref of this name, or None."""
-    return next(iter(_select(connection, refs.c.repo_id == repo_id, refs.c.name == name)), None)
+    return next(iter(_records(connection.execute(_BY_NAME, {"repo": repo_id, "ref": name}))), None)
 
 
 def in_repo(connection: Connection, repo_id: int) -> list[RefRecord]:
@@ -60,8 +71,10 @@ def names_of(connection: Connection, version_seq: int) -> list[RefRecord]:
 
 
 def _select(connection: Connection, *conditions: ColumnElement[bool]) -> list[RefRecord]:
-    query = select(refs, versions.c.id, versions.c.number).join(versions, versions.c.seq == refs.c.version_seq)
-    rows = connection.execute(query.where(*conditions).order_by(refs.c.name))
+    return _records(connection.execute(_ROWS.where(*conditions)))
+
+
+def _records(rows: Iterable[Row[Any]]) -> list[RefRecord]:
     return [RefRecord(row.name, row.type, row.version_seq, row.id, row.number) for row in rows]
 
 

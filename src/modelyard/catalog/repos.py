@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, and_, func, insert, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, select, tuple_, update
 
 from modelyard.catalog.schema import refs, repos, versions
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from modelyard.catalog.transaction import Transaction
 
 __all__ = ["RepoRecord", "RepoSummary", "ensure", "find", "names", "next_number", "summaries"]
+
+
+# Built once: a statement costs more to put together than to run.
+_BY_NAME = select(repos.c.id).where(repos.c.type == bindparam("repo_type"), repos.c.name == bindparam("repo_name"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class RepoSummary:
 
 def find(connection: Connection, repo_type: str, name: str) -> RepoRecord | None:
     """The repo of this type and name, or None."""
-    row = connection.execute(select(repos.c.id).where(repos.c.type == repo_type, repos.c.name == name)).one_or_none()
+    row = connection.execute(_BY_NAME, {"repo_type": repo_type, "repo_name": name}).one_or_none()
     return RepoRecord(row.id, repo_type, name) if row else None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from modelyard.catalog.schema import audit, counters, outbox
 from modelyard.errors import InternalError
@@ -23,6 +23,18 @@ __all__ = ["Entry", "Transaction", "discard", "dump", "moment", "pending"]
 
 SEQUENCE = "seq"
 ENTRY_FORMAT = "modelyard/journal/1"
+
+
+# Built once: a statement costs more to put together than to run.
+_NEXT = (
+    update(counters)
+    .where(counters.c.name == bindparam("counter"))
+    .values(value=counters.c.value + 1)
+    .returning(counters.c.value)
+)
+_AUDIT, _OUTBOX = insert(audit), insert(outbox)
+_DISCARD = delete(outbox).where(outbox.c.seq.in_(bindparam("seqs", expanding=True)))
+_PENDING = select(outbox.c.seq, outbox.c.entry).order_by(outbox.c.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +68,7 @@ class Transaction:
 
     def next(self, counter: str = SEQUENCE) -> int:
         """The next number of a counter, starting at 1; it is taken only if the transaction commits."""
-        query = (
-            update(counters)
-            .where(counters.c.name == counter)
-            .values(value=counters.c.value + 1)
-            .returning(counters.c.value)
-        )
-        value = self.connection.execute(query).scalar_one_or_none()
+        value = self.connection.execute(_NEXT, {"counter": counter}).scalar_one_or_none()
         if value is None:
             raise InternalError(f"the catalog has no counter `{counter}`")
         return int(value)
@@ -90,21 +96,21 @@ class Transaction:
         seq = self.next()
         row = {"seq": seq, "at": self.at, "author": self.author, "action": action}
         row |= {"repo_id": repo[0] if repo else None, "ref": ref, "version_id": version, "previous_id": previous}
-        self.connection.execute(insert(audit).values(**row, detail=dump(detail or {})))
+        self.connection.execute(_AUDIT, row | {"detail": dump(detail or {})})
         entry = {"format": ENTRY_FORMAT, "seq": seq, "at": self.at, "author": self.author, "action": action}
         named = {"ref": ref, "version": version, "previous": previous, "detail": detail or None}
         entry |= {key: value for key, value in named.items() if value is not None}
         if repo:
             entry |= {"repo_type": repo[1], "repo": repo[2]}
         text = dump(entry)
-        self.connection.execute(insert(outbox).values(seq=seq, entry=text))
+        self.connection.execute(_OUTBOX, {"seq": seq, "entry": text})
         self.entries.append(Entry(seq, text.encode()))
         return seq
 
 
 def pending(connection: Connection) -> list[Entry]:
     """The entries that may not have been published yet, oldest first."""
-    rows = connection.execute(select(outbox.c.seq, outbox.c.entry).order_by(outbox.c.seq))
+    rows = connection.execute(_PENDING)
     return [Entry(row.seq, row.entry.encode()) for row in rows]
 
 
@@ -112,7 +118,7 @@ def discard(tx: Transaction, seqs: Iterable[int]) -> None:
     """Forget outbox rows that were published."""
     published = list(seqs)
     if published:
-        tx.connection.execute(delete(outbox).where(outbox.c.seq.in_(published)))
+        tx.connection.execute(_DISCARD, {"seqs": published})
 
 
 def dump(value: Mapping[str, Any] | list[Any]) -> str:

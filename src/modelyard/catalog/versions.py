@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CTE, Connection, Row, Select, insert, select, update
+from sqlalchemy import CTE, BindParameter, Connection, Row, Select, bindparam, insert, select, update
 
 from modelyard.catalog.repos import RepoRecord
 from modelyard.catalog.schema import lineage, repos, version_files, version_metadata, versions
@@ -46,6 +46,17 @@ __all__ = [
 
 _CHUNK = 500  # rows asked for by one IN list; both databases take far more
 _INDEXED = 256  # characters; PostgreSQL's index entries end at 2,704 bytes
+
+# Built once: a statement costs more to put together than to run.
+_SEQS: BindParameter[Any] = bindparam("seqs", expanding=True)
+_ROWS = select(versions, repos.c.type, repos.c.name).join(repos, repos.c.id == versions.c.repo_id)
+_FILES = select(version_files).order_by(version_files.c.version_seq, version_files.c.position)
+_EDGES = select(lineage).order_by(lineage.c.version_seq, lineage.c.position)
+_BY_SEQS = (
+    _ROWS.where(versions.c.seq.in_(_SEQS)),
+    _FILES.where(version_files.c.version_seq.in_(_SEQS)),
+    _EDGES.where(lineage.c.version_seq.in_(_SEQS)),
+)
 
 LIVE, DELETED, COLLECTED = 0, 1, 2
 """What `versions.deleted` says: here; its name is gone and can come back; its bytes are gone, too."""
@@ -253,7 +264,12 @@ def in_repo(
     if limit is not None:
         query = query.limit(limit)
     chosen = select(query.subquery().c.seq)
-    return sorted(_load(connection, chosen), key=lambda record: -record.number)
+    statements = (
+        _ROWS.where(versions.c.seq.in_(chosen)),
+        _FILES.where(version_files.c.version_seq.in_(chosen)),
+        _EDGES.where(lineage.c.version_seq.in_(chosen)),
+    )
+    return sorted(_load(connection, statements), key=lambda record: -record.number)
 
 
 def load(connection: Connection, seqs: Iterable[int]) -> list[VersionRecord]:
@@ -261,23 +277,24 @@ def load(connection: Connection, seqs: Iterable[int]) -> list[VersionRecord]:
     wanted = list(seqs)
     found: dict[int, VersionRecord] = {}
     for start in range(0, len(wanted), _CHUNK):
-        chosen = select(versions.c.seq).where(versions.c.seq.in_(wanted[start : start + _CHUNK]))
-        found.update((record.seq, record) for record in _load(connection, chosen))
+        some = {"seqs": wanted[start : start + _CHUNK]}
+        found.update((record.seq, record) for record in _load(connection, _BY_SEQS, some))
     return [found[seq] for seq in wanted if seq in found]
 
 
-def _load(connection: Connection, chosen: Select[tuple[int]]) -> list[VersionRecord]:
-    query = select(versions, repos.c.type, repos.c.name).join(repos, repos.c.id == versions.c.repo_id)
-    rows = connection.execute(query.where(versions.c.seq.in_(chosen))).all()
+def _load(
+    connection: Connection,
+    statements: tuple[Select[Any], Select[Any], Select[Any]],
+    values: dict[str, Any] | None = None,
+) -> list[VersionRecord]:
+    rows = connection.execute(statements[0], values).all()
     files: dict[int, list[FileRecord]] = {}
-    listing = select(version_files).where(version_files.c.version_seq.in_(chosen))
-    for row in connection.execute(listing.order_by(version_files.c.version_seq, version_files.c.position)):
+    for row in connection.execute(statements[1], values):
         files.setdefault(row.version_seq, []).append(
             FileRecord(row.path, row.size, row.blake3, row.sha256, row.git_blob)
         )
     edges: dict[int, list[tuple[str, str]]] = {}
-    links = select(lineage).where(lineage.c.version_seq.in_(chosen))
-    for row in connection.execute(links.order_by(lineage.c.version_seq, lineage.c.position)):
+    for row in connection.execute(statements[2], values):
         edges.setdefault(row.version_seq, []).append((row.type, row.target))
     return [_record(row, files.get(row.seq, []), edges.get(row.seq, [])) for row in rows]
 
