@@ -452,7 +452,7 @@ class TestCached:
     """The read cache, as the store uses it."""
 
     def test_a_file_is_fetched_once(self, store: S3Store, tmp_path: Path) -> None:
-        """The second path, the opened file, a range and a verification of a cached file ask the endpoint for no byte."""
+        """The second path, a range, the opened file and a verification of a cached file ask the endpoint for no byte."""
         digest = store.put_file([some_bytes(LONG)]).blake3
         with faulty() as endpoint:
             other = elsewhere(store, tmp_path, endpoint.url)
@@ -460,12 +460,12 @@ class TestCached:
             assert digest_bytes(path.read_bytes()) == digest
             endpoint.asked.clear()
             assert other.file_path(digest) == path
-            with other.open_file(digest) as stream:
-                assert len(stream.read()) == LONG
             assert len(other.read_range("files", digest, 5, 10)) == 5
             assert endpoint.asked == []
+            with other.open_file(digest) as stream:
+                assert len(stream.read()) == LONG
             other.verify_file(digest)
-            assert [method for method, _ in endpoint.asked] == ["HEAD"]
+            assert [method for method, _ in endpoint.asked] == ["HEAD", "HEAD"]
 
     def test_a_damaged_object_never_enters_the_cache(self, store: S3Store, tmp_path: Path) -> None:
         """Fetching verifies: bytes of another digest are an error that names the object, and no path is given."""
@@ -487,6 +487,8 @@ class TestCached:
         for call in (store.verify_file, store.verify_stored):
             with pytest.raises(IntegrityError, match=digest[:12]):
                 call(digest)
+        with store.open_file(digest) as stream:
+            assert digest_bytes(stream.read()) != digest
 
     def test_a_damaged_cache_heals(self, store: S3Store) -> None:
         """A cached file that was spoilt is fetched again when it is verified, and whole afterwards."""
@@ -506,7 +508,7 @@ class TestCached:
         with other.open_file(digest, area="packs") as stream:
             assert isinstance(stream, io.BufferedReader)
             assert stream.read() == data
-        assert other.cache.size() == 0
+        assert other.cache.size() == store.cache.size() == 0
 
     def test_what_no_request_of_ours_stored_is_stored_again(self, store: S3Store) -> None:
         """An object that somebody copied there, of the right length, is not taken for ours: a commit replaces it."""

@@ -159,11 +159,10 @@ class S3Store:
         return self._head(area, digest) is not None
 
     def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
-        """Open a stored file or pack for reading, from the cache where it is there; its bytes are not verified."""
-        fd = self._cached(area, digest)
-        if fd is not None:
-            return os.fdopen(fd, "rb")
+        """Open a stored file or pack for reading, in the cache where that has what is stored; its bytes are not verified."""
         head = self._found(area, digest)
+        if self.cache.etag(digest) == head.etag and (fd := self.cache.open(digest)) is not None:
+            return os.fdopen(fd, "rb")
         return io.BufferedReader(ObjectReader(self._bucket, self._name(area, digest), head))
 
     def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
@@ -379,6 +378,8 @@ class S3Store:
                 head = self._send(area, digests, stream, path)
         if area == "files":
             self.cache.record(digests.blake3, head.etag)
+        else:  # it was there to be sent from: packs are read in ranges
+            self.cache.drop(digests.blake3)
         return digests
 
     def _send(self, area: ByteArea, digests: FileDigests, stream: BinaryIO, path: Path) -> Head:
