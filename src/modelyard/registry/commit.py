@@ -227,6 +227,8 @@ def _write(
         )
     refs.point(tx, repo.id, request.branch, "branch", seq)
     previous = plan.head.id if plan.head else None
-    detail = {"number": number, "message": request.message, "metadata": request.metadata}
+    detail: dict[str, Any] = {"number": number, "message": request.message, "metadata": request.metadata}
+    if request.derivation is not None:
+        detail["derivation"] = json.loads(request.derivation)
     tx.record("commit", repo=repo.key, ref=request.branch, version=digest, previous=previous, detail=detail)
     return versions.load(tx.connection, [seq])[0]

@@ -85,8 +85,11 @@ def _end(context: Context, key: str, state: str, outputs: str, error: str | None
             "key": key,
             "step": found.step,
             "attempt": found.attempt,
+            "inputs": json.loads(found.inputs),
             "outputs": json.loads(outputs),
             "error": error,
+            "owner": found.owner,
+            "started_at": found.started_at,
         }
         tx.record(f"run-{state}", detail=detail)
     return _record(row)
