@@ -246,7 +246,12 @@ def test_commit_from_streams(bench: Bench) -> None:
         yield from (b"one\n", b"two\n")
 
     folder = bench.write({"d.txt": "path"})
-    given = {"a.txt": b"bytes", "b.txt": lines(), "c/c.txt": io.BytesIO(b"stream"), "d.txt": folder / "d.txt"}
+    given: dict[str, Any] = {
+        "a.txt": b"bytes",
+        "b.txt": lines(),
+        "c/c.txt": io.BytesIO(b"stream"),
+        "d.txt": folder / "d.txt",
+    }
     version = bench.yard.commit(given, DATA)
     stored = bench.yard.files(version)
     assert {name: stored.read(name) for name in stored.names()} == {

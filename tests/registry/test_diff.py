@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from registry.registry_helpers import report
+from registry.test_commit_segments import LAYERS, model, weights
+from registry.test_commit_segments import tensors as layers
+
 if TYPE_CHECKING:
     from modelyard.registry import Version
     from registry.registry_helpers import Bench
@@ -134,3 +138,34 @@ def test_bfloat16_norms(bench: Bench) -> None:
         for value in (1.0, 1.5)
     ]
     assert bench.yard.diff(*made, norms=True).tensors.changed[0].relative_norm == 0.5
+
+
+def test_a_diff_compares_reports(bench: Bench) -> None:
+    """Metrics by task and data set: changed, added and removed; of several reports of one kind the last counts."""
+    data = bench.data()
+    one, two = bench.model(1.0), bench.model(2.0)
+    bench.yard.add_report(one, report(one, [True, False], data))
+    bench.yard.add_report(one, report(one, [True, True], data, task="other"))
+    bench.yard.add_report(two, report(two, [False, False], data))
+    bench.yard.add_report(two, report(two, [True, True], data, rows="again"))
+    found = bench.yard.diff(one, two).reports
+    assert [(each.task, each.metric, each.before, each.after) for each in found] == [
+        ("exact-match", "accuracy", 0.5, 1.0),
+        ("other", "accuracy", 1.0, None),
+    ]
+    assert {each.dataset for each in found} == {str(data.id)}
+    assert bench.yard.diff(one, one).reports == ()
+
+
+def test_a_diff_reads_files_that_are_not_whole(bench: Bench) -> None:
+    """Tensors of a version that is kept in segments are compared by value, and nothing is made whole for it."""
+    one = bench.yard.commit(model(bench, layers()), "team/model")
+    two = bench.yard.commit(model(bench, layers(layer3=1)), "team/model")
+    assert not bench.store.has_file(weights(two))
+    found = bench.yard.diff(one, two, norms=True).tensors
+    assert [change.name for change in found.changed] == ["layer3"]
+    assert found.same == LAYERS - 1
+    old, new = layers()["layer3"].astype(float), layers(layer3=1)["layer3"].astype(float)
+    expected = np.linalg.norm(new - old) / np.linalg.norm(old)
+    assert found.changed[0].relative_norm == pytest.approx(expected)
+    assert not bench.store.has_file(weights(two))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelyard.cli import output
-from modelyard.cli.options import Home, with_json, with_yard
+from modelyard.cli.options import Home, key_values, with_json, with_yard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,17 +19,25 @@ __all__ = ["diff", "lineage", "log"]
 
 
 @click.command()
-@click.argument("repo", metavar="[datasets/]NAMESPACE/NAME")
+@click.argument("reference", metavar="[datasets/]NAMESPACE/NAME[@REV]")
+@click.option(
+    "--where", multiple=True, metavar="KEY=VALUE", help="Only about versions whose metadata says so; several: all."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many entries.")
 @with_yard
 @with_json
-def log(repo: str, home: Home, as_json: bool) -> None:
+def log(reference: str, where: tuple[str, ...], limit: int | None, home: Home, as_json: bool) -> None:
     """Show every change of a repo, newest first: commits, promotions, rollbacks, deletions, and by whom.
 
+    With a REV: what moved a branch, tag or alias, or a version with those before it.
+
     \b
-    Example:
+    Examples:
       yard log team/intents
+      yard log team/intents@production
+      yard log team/intents --where seed=1
     """
-    entries = home.open().log(repo)
+    entries = home.open().log(reference, limit=limit, where=key_values(where, "--where"))
     if as_json:
         output.json_object({"log": [_entry_json(entry) for entry in entries]})
         return
@@ -63,7 +71,7 @@ def _entry_json(entry: LogEntry) -> dict[str, Any]:
 @with_yard
 @with_json
 def diff(old: str, new: str, norms: bool, home: Home, as_json: bool) -> None:
-    """Compare two versions: files, configuration, tokenizer, chat template and tensors.
+    """Compare two versions: files, configuration, tokenizer, chat template, reports and tensors.
 
     \b
     Example:
@@ -88,6 +96,10 @@ def _changes(found: VersionDiff) -> Iterator[str]:
         yield "~ tokenizer"
     if found.chat_template_changed:
         yield "~ chat template"
+    for report in found.reports:
+        before = "-" if report.before is None else f"{report.before:.4g}"
+        after = "-" if report.after is None else f"{report.after:.4g}"
+        yield f"~ report {report.task}: {report.metric}  {before} -> {after}"
     tensors = found.tensors
     for sign, names in (("+", tensors.added), ("-", tensors.removed)):
         yield from (f"{sign} tensor {name}" for name in names)

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "provenance": ("exchange:provenance", "Print how a version came to be, as an in-toto statement."),
     "sign": ("exchange:sign", "Sign a version's files, offline."),
     "verify": ("exchange:verify", "Check a signature over a version's files."),
+    "path": ("versions:path", "Print where a version's files are, verified."),
     "tag": ("refs:tag", "Give a version a name that never moves."),
     "delete": ("refs:delete", "Delete a version, tag or branch; bytes that something needs stay."),
     "undelete": ("refs:undelete", "Take a deletion of a version back."),

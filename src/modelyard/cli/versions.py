@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,7 +14,7 @@ from modelyard.cli.options import Home, key_values, with_json, with_yard
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
 
-__all__ = ["card", "checkout", "commit", "import_", "ls", "show", "version_json"]
+__all__ = ["card", "checkout", "commit", "import_", "ls", "path", "show", "version_json"]
 
 KINDS = ("base", "finetuned", "adapter", "merged", "quantized", "exported")
 
@@ -53,8 +54,11 @@ def import_(source: str, to: str, kind: str | None, message: str, home: Home, as
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("source", metavar="PATH|-", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option("--to", required=True, metavar="[datasets/]NAMESPACE/NAME", help="The repo to commit to; made when new.")
+@click.option(
+    "--name", metavar="FILE", help="What the file is called whose bytes come from standard input (PATH is `-`)."
+)
 @click.option("--kind", type=click.Choice(KINDS), default=None, help="What it is (default: as the previous version).")
 @click.option(
     "--from",
@@ -69,8 +73,9 @@ def import_(source: str, to: str, kind: str | None, message: str, home: Home, as
 @with_yard
 @with_json
 def commit(
-    folder: Path,
+    source: Path,
     to: str,
+    name: str | None,
     kind: str | None,
     sources: tuple[str, ...],
     branch: str,
@@ -79,15 +84,19 @@ def commit(
     home: Home,
     as_json: bool,
 ) -> None:
-    """Commit FOLDER as a new version. Committing the same bytes again gives the same version.
+    """Commit a folder or file as a new version. Committing the same bytes again gives the same version.
 
     \b
-    Example:
+    Examples:
       yard commit ./my-model --to team/intents --kind finetuned --from finetuned=team/base
+      zcat rows.jsonl.gz | yard commit - --name rows.jsonl --to datasets/team/support
     """
-    yard = home.open(create=True)
-    version = yard.commit(
-        folder,
+    piped = str(source) == "-"
+    if piped != (name is not None):
+        raise click.UsageError("`--name FILE` goes with `-`: it says what the bytes from standard input are called")
+    content: Any = {name: sys.stdin.buffer} if piped else source
+    version = home.open(create=True).commit(
+        content,
         to,
         kind=kind,  # type: ignore[arg-type]  # click checked the choice
         from_=[_edge(source) for source in sources],
@@ -120,21 +129,25 @@ def _committed(version: Version, as_json: bool) -> None:
 @click.command()
 @click.argument("repo", required=False, metavar="[[datasets/]NAMESPACE/NAME]")
 @click.option("--all", "deleted", is_flag=True, help="Deleted versions too.")
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only versions whose metadata says so; several: all.")
 @with_yard
 @with_json
-def ls(repo: str | None, deleted: bool, home: Home, as_json: bool) -> None:
+def ls(repo: str | None, deleted: bool, where: tuple[str, ...], home: Home, as_json: bool) -> None:
     """List the repos of the yard, or the versions of one REPO with the refs that point at them.
 
     \b
     Examples:
       yard ls
       yard ls team/intents
+      yard ls team/intents --where lr=1e-4 --where seed=1
     """
     yard = home.open()
-    if repo is None:
-        _list_repos(yard, as_json)
+    if repo is not None:
+        _list_versions(yard, repo, deleted, key_values(where, "--where"), as_json)
+    elif where:
+        raise click.UsageError("`--where` filters the versions of one repo: name it")
     else:
-        _list_versions(yard, repo, deleted, as_json)
+        _list_repos(yard, as_json)
 
 
 def _list_repos(yard: Yard, as_json: bool) -> None:
@@ -153,8 +166,8 @@ def _list_repos(yard: Yard, as_json: bool) -> None:
     )
 
 
-def _list_versions(yard: Yard, repo: str, deleted: bool, as_json: bool) -> None:
-    versions = yard.versions(repo, deleted=deleted)
+def _list_versions(yard: Yard, repo: str, deleted: bool, where: dict[str, str], as_json: bool) -> None:
+    versions = yard.versions(repo, deleted=deleted, where=where)
     names: dict[str, list[str]] = {}
     for ref in yard.refs(repo):
         names.setdefault(str(ref.version), []).append(ref.name)
@@ -231,22 +244,48 @@ def _report_line(report: dict[str, Any]) -> str:
 @click.argument("reference")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--link", is_flag=True, help="Hard links to the stored, read-only files instead of copies.")
+@click.option(
+    "--base/--no-base", default=None, help="An adapter with its base inside (default: when the base is known)."
+)
 @with_yard
 @with_json
-def checkout(reference: str, folder: Path, link: bool, home: Home, as_json: bool) -> None:
-    """Write a version's files to FOLDER, which must be new or empty: any library loads it from there.
+def checkout(reference: str, folder: Path, link: bool, base: bool | None, home: Home, as_json: bool) -> None:
+    """Write a version's files to FOLDER, which must be new or empty: any library loads it from there, offline.
+
+    An adapter comes with its base in FOLDER/base, and its adapter_config.json names that folder; the other files are what
+    was committed. With --link, files that this boot has verified are not read again.
 
     \b
-    Example:
+    Examples:
       yard checkout team/intents@production ./model
+      yard checkout team/adapter@v2 ./adapter --no-base
     """
     yard = home.open()
     version = yard.resolve(reference)
-    written = yard.checkout(version, folder, link=link)
+    written = yard.checkout(version, folder, link=link, base=base)
     if as_json:
         output.json_object(version_json(version, folder=str(folder), files=[str(path) for path in written]))
     else:
         output.note(f"{version.name}: {len(written)} files in {folder}")
+
+
+@click.command()
+@click.argument("reference", metavar="REFERENCE[:FILE]")
+@with_yard
+@with_json
+def path(reference: str, home: Home, as_json: bool) -> None:
+    """Print where a stored file is, or a folder with all of a version's files; read-only, verified now.
+
+    \b
+    Examples:
+      yard path team/intents@production:model.safetensors
+      ls "$(yard path team/intents@production)"
+    """
+    found = home.open().path(reference)
+    if as_json:
+        output.json_object({"reference": reference, "path": str(found)})
+    else:
+        output.data(str(found))
 
 
 @click.command()

@@ -1,7 +1,7 @@
-"""Diff: what changed between two versions, from file lists down to single tensors.
+"""Diff: what changed between two versions, from file lists and reports down to single tensors.
 
-Files are compared by digest, configurations key by key, tensors by header. Values are read only when norms are asked
-for. Knows file names that mean something to transformers; not what a tensor does.
+Files are compared by digest, configurations key by key, reports metric by metric, tensors by header. Values are read only when
+norms are asked for. Knows file names that mean something to transformers; not what a tensor does.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
+from modelyard.registry.contents import StoredFiles
+from modelyard.registry.leases import lease
+from modelyard.registry.reports import of_version
+from modelyard.registry.resolve import resolve
 from modelyard.registry.tensors import TensorDiff, compare_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from modelyard.registry.contents import StoredFiles
+    from modelyard.registry.context import Context
     from modelyard.registry.model import Version
 
-__all__ = ["ConfigChange", "VersionDiff", "compare"]
+__all__ = ["ConfigChange", "ReportChange", "VersionDiff", "compare", "diff"]
 
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
 _TOKENIZER = frozenset(
@@ -39,6 +43,17 @@ class ConfigChange:
     after: Any
 
 
+@dataclass(frozen=True, slots=True)
+class ReportChange:
+    """A metric of a task on a data set, before and after; None where no report has it. Of several reports the last counts."""
+
+    task: str
+    dataset: str
+    metric: str
+    before: float | None
+    after: float | None
+
+
 @dataclass(frozen=True)
 class VersionDiff:
     """What changed from version `a` to version `b`; names of files and tensors are sorted."""
@@ -52,6 +67,7 @@ class VersionDiff:
     tokenizer_changed: bool
     chat_template_changed: bool
     tensors: TensorDiff
+    reports: tuple[ReportChange, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -63,8 +79,26 @@ class VersionDiff:
         return {**asdict(self), "same": self.same}
 
 
-def compare(a: tuple[Version, StoredFiles], b: tuple[Version, StoredFiles], *, norms: bool) -> VersionDiff:
-    """What changed between two versions; see `Yard.diff`."""
+def diff(context: Context, a: str | Version, b: str | Version, *, norms: bool) -> VersionDiff:
+    """What changed between two versions of a yard; see `Yard.diff`."""
+    old, new = resolve(context, a), resolve(context, b)
+    with lease(context, "diff", versions=[old.id, new.id]):
+        return compare(
+            (old, StoredFiles(context.store, old)),
+            (new, StoredFiles(context.store, new)),
+            norms=norms,
+            reports=(of_version(context, old), of_version(context, new)),
+        )
+
+
+def compare(
+    a: tuple[Version, StoredFiles],
+    b: tuple[Version, StoredFiles],
+    *,
+    norms: bool,
+    reports: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = ((), ()),
+) -> VersionDiff:
+    """What changed between two versions, given their files and reports; see `Yard.diff`."""
     (old, old_files), (new, new_files) = a, b
     before = {entry.path: entry.blake3 for entry in old.files}
     after = {entry.path: entry.blake3 for entry in new.files}
@@ -81,7 +115,29 @@ def compare(a: tuple[Version, StoredFiles], b: tuple[Version, StoredFiles], *, n
         tokenizer_changed=bool(_TOKENIZER & touched),
         chat_template_changed=bool(template) and _template(old_files) != _template(new_files),
         tensors=compare_tensors(old_files, new_files, norms=norms),
+        reports=_compare_reports(*reports),
     )
+
+
+_Metrics = dict[tuple[str, str, str], float]
+
+
+def _compare_reports(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> tuple[ReportChange, ...]:
+    before, after = _metrics(old), _metrics(new)
+    return tuple(
+        ReportChange(*key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    )
+
+
+def _metrics(reports: Sequence[Mapping[str, Any]]) -> _Metrics:
+    return {
+        (str(report["task"]["name"]), str(report.get("dataset") or ""), str(metric)): float(value)
+        for report in reports
+        for metric, value in report["metrics"].items()
+        if isinstance(value, int | float)
+    }
 
 
 def _sorted(names: set[str]) -> tuple[str, ...]:

@@ -70,6 +70,10 @@ class Holdings:
         plan = self._plan(digest) if area == "files" else None
         return plan is not None and self._is_held(plan)
 
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether a file lies in the store beneath."""
+        return self.raw.has_file(digest)
+
     def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
         """Open a file or pack for reading, in any order; bytes that are rebuilt are verified, others are not.
 

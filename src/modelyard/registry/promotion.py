@@ -2,25 +2,30 @@
 
 The registry decides *that* a gate must pass, and hands the judge the reports of the very version that would move; the
 judge decides *whether* it does. Each promotion puts the holder it replaced on the alias's stack, each rollback takes one
-off: repeated, it goes further back. Knows no metrics.
+off: repeated, it goes further back. What an alias points at lies in the store whole, before it moves. Knows no metrics.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from modelyard.catalog import files as file_rows
 from modelyard.catalog import refs, repos, versions
-from modelyard.errors import ConflictError, GateRefusedError, IntegrityError, NotFoundError, YardError
+from modelyard.digest import Digest
+from modelyard.errors import BusyError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, YardError
+from modelyard.points import reach
+from modelyard.registry.leases import lease
 from modelyard.registry.lineage import base_record
-from modelyard.registry.model import Promotion, Version, version_of
+from modelyard.registry.model import FileEntry, Promotion, Version, version_of
 from modelyard.registry.names import check_ref_name
 from modelyard.registry.reference import RepoType, repo_of
 from modelyard.registry.reports import of_record
 from modelyard.registry.resolve import find_repo, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -47,10 +52,10 @@ def promote(context: Context, reference: str | Version, to: str, expect: str | V
     if holder is not None and holder.version_seq == record.seq:
         return _unmoved(record, to)
     verdict = judge(context, record, to, holder)
-    _check_whole(context, record)
-    with context.change() as tx:
+    with _whole(context, record), context.change("promote.committed") as tx:
         now = _holder(tx.connection, record.repo, to)
         _check_holder(record.repo, to, now, expected)
+        _check_still_whole(tx.connection, record)
         if versions.is_deleted(tx.connection, record.seq):
             raise NotFoundError(
                 f"`{version_of(record).name}` was deleted meanwhile", hint=f"yard undelete {version_of(record).name}"
@@ -61,6 +66,7 @@ def promote(context: Context, reference: str | Version, to: str, expect: str | V
         before = previous.id if previous else None
         detail = {"number": record.number, "verdict": verdict}
         tx.record("promote", repo=record.repo.key, ref=to, version=record.id, previous=before, detail=detail)
+        reach("promote.moved")
     return _promotion(record, to, previous, verdict)
 
 
@@ -73,23 +79,34 @@ def rollback(
         found = find_repo(connection, reference)
         holder = _holder(connection, found, alias)
         expected = _expected(connection, found, expect, holder)
-    with context.change() as tx:
+        before = _former(connection, found, alias, holder)
+    with _whole(context, before), context.change() as tx:
         now = _holder(tx.connection, found, alias)
-        if now is None:
-            raise NotFoundError(
-                f"`{reference.repo_text}` has no alias `{alias}`",
-                hint=f"yard promote {reference.repo_text}@latest --to {alias}",
-            )
         _check_holder(found, alias, now, expected)
-        stack = refs.former(tx.connection, found.id, alias)
-        if not stack:
-            raise ConflictError(f"`{reference.repo_text}@{alias}` has no holder before v{now.number} to go back to")
-        target, left = versions.load(tx.connection, [stack[0], now.version_seq])
+        target = _former(tx.connection, found, alias, now)
+        if target.seq != before.seq or now is None:
+            raise ConflictError(
+                f"somebody else moved `{found.name}@{alias}` and back",
+                hint="look at what is there now, then roll back again",
+            )
+        _check_still_whole(tx.connection, target)
+        left = versions.load(tx.connection, [now.version_seq])[0]
         refs.pop(tx, found.id, alias)
         refs.point(tx, found.id, alias, "alias", target.seq)
         detail = {"number": target.number}
         tx.record("rollback", repo=found.key, ref=alias, version=target.id, previous=left.id, detail=detail)
     return _promotion(target, alias, left, None)
+
+
+def _former(connection: Connection, repo: RepoRecord, alias: str, holder: RefRecord | None) -> VersionRecord:
+    """The version that a rollback returns to."""
+    text = f"datasets/{repo.name}" if repo.type == "dataset" else repo.name
+    if holder is None:
+        raise NotFoundError(f"`{text}` has no alias `{alias}`", hint=f"yard promote {text}@latest --to {alias}")
+    stack = refs.former(connection, repo.id, alias)
+    if not stack:
+        raise ConflictError(f"`{text}@{alias}` has no holder before v{holder.number} to go back to")
+    return versions.load(connection, stack[:1])[0]
 
 
 def judge(context: Context, record: VersionRecord, alias: str, holder: RefRecord | None) -> dict[str, Any] | None:
@@ -209,15 +226,57 @@ def _check_holder(repo: RepoRecord, alias: str, holder: RefRecord | None, expect
     )
 
 
-def _check_whole(context: Context, record: VersionRecord) -> None:
-    """A promoted version can be loaded at once: every file is in the store, with its size."""
-    for file in version_of(record).files:
-        if not context.store.has_file(file.blake3) or context.store.file_size(file.blake3) != file.size:
-            raise IntegrityError(
-                f"`{file.path}` of `{version_of(record).name}` is missing or cut short in the store",
-                hint="yard check",
-                digest=file.blake3,
-            )
+@contextmanager
+def _whole(context: Context, record: VersionRecord) -> Iterator[None]:
+    """See that a version can be loaded at once, before its alias moves: every file lies in the store, whole, with its size.
+
+    Where a file has to be written for that, a lease keeps it from being compacted again until the block ends.
+    """
+    version = version_of(record)
+    with ExitStack() as stack:
+        if not _is_whole(context, record):
+            stack.enter_context(lease(context, "promote", versions=[record.id]))
+            for file in version.files:
+                _make_whole(context, version, file)
+        for file in version.files:
+            if not context.raw.has_file(file.blake3) or context.raw.file_size(file.blake3) != file.size:
+                raise IntegrityError(
+                    f"`{file.path}` of `{version.name}` is missing or cut short in the store",
+                    hint="yard check",
+                    digest=file.blake3,
+                )
+        reach("promote.whole")
+        yield
+
+
+def _make_whole(context: Context, version: Version, file: FileEntry) -> None:
+    try:
+        context.store.make_whole([file.blake3])
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"`{file.path}` of `{version.name}` is missing or damaged in the store: {error.message}",
+            hint="yard check --read-data",
+            digest=file.blake3,
+        ) from error
+
+
+def _is_whole(context: Context, record: VersionRecord) -> bool:
+    digests = {file.blake3 for file in record.files}
+    with context.catalog.read() as connection:
+        rows = file_rows.find(connection, digests)
+    return all(digest in rows and rows[digest].whole for digest in digests) and all(
+        context.raw.has_file(Digest(digest)) for digest in digests
+    )
+
+
+def _check_still_whole(connection: Connection, record: VersionRecord) -> None:
+    """A compaction may have come in between: it takes turns with this transaction, after which the version is hot."""
+    digests = {file.blake3 for file in record.files}
+    rows = file_rows.find(connection, digests)
+    if not all(digest not in rows or rows[digest].whole for digest in digests):
+        raise BusyError(
+            f"`{version_of(record).name}` was compacted while it was promoted", hint="run the command again"
+        )
 
 
 def _promotion(

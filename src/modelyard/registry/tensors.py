@@ -6,11 +6,12 @@ Memory stays at one block of each side, however large a tensor is. Knows bytes a
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from modelyard.weights.headers import TensorInfo, read_header
+from modelyard.weights.headers import TensorInfo, parse_sized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,26 +62,32 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor's bytes are; `file` is the digest of the file that holds them."""
+    """Where a tensor's bytes are: in a stream, from `start`; `file` is the digest of the file that holds them."""
 
-    path: Path
+    stream: BinaryIO
     file: str
-    data_start: int
+    start: int
     info: TensorInfo
+
+    def read(self, start: int, end: int) -> bytes:
+        """These bytes of the tensor."""
+        self.stream.seek(self.start + start)
+        return self.stream.read(end - start)
 
 
 def compare_tensors(old: StoredFiles, new: StoredFiles, *, norms: bool) -> TensorDiff:
-    """Compare the tensors of every safetensors file of two versions."""
-    before, after = _places(old), _places(new)
-    changed, same = [], 0
-    for name in sorted(before.keys() & after.keys()):
-        a, b = before[name], after[name]
-        described = (a.info.dtype, a.info.shape) == (b.info.dtype, b.info.shape)
-        if described and (not norms or _same_bytes(a, b)):
-            same += 1
-            continue
-        norm = _relative_norm(a, b) if norms and a.info.shape == b.info.shape else None
-        changed.append(TensorChange(name, (a.info.dtype, b.info.dtype), (a.info.shape, b.info.shape), norm))
+    """Compare the tensors of every safetensors file of two versions, whole or not; a damaged one is an `IntegrityError`."""
+    with ExitStack() as streams:
+        before, after = _places(old, streams), _places(new, streams)
+        changed, same = [], 0
+        for name in sorted(before.keys() & after.keys()):
+            a, b = before[name], after[name]
+            described = (a.info.dtype, a.info.shape) == (b.info.dtype, b.info.shape)
+            if described and (not norms or _same_bytes(a, b)):
+                same += 1
+                continue
+            norm = _relative_norm(a, b) if norms and a.info.shape == b.info.shape else None
+            changed.append(TensorChange(name, (a.info.dtype, b.info.dtype), (a.info.shape, b.info.shape), norm))
     return TensorDiff(
         added=tuple(sorted(after.keys() - before.keys())),
         removed=tuple(sorted(before.keys() - after.keys())),
@@ -90,35 +97,27 @@ def compare_tensors(old: StoredFiles, new: StoredFiles, *, norms: bool) -> Tenso
     )
 
 
-def _places(files: StoredFiles) -> dict[str, _Place]:
+def _places(files: StoredFiles, streams: ExitStack) -> dict[str, _Place]:
     """Every tensor; one in a folder is called `folder/name`."""
     found: dict[str, _Place] = {}
     for name in files.names():
         if not name.endswith(".safetensors"):
             continue
-        path, entry = files.path(name), files.entry(name)
-        header = read_header(path)
+        stream, entry = streams.enter_context(files.open(name)), files.entry(name)
+        header = parse_sized(stream, entry.size, f"{files.label}: {name}")
         folder = PurePosixPath(name).parent.as_posix()
         for tensor, info in header.tensors.items():
             key = tensor if folder == "." else f"{folder}/{tensor}"
-            found[key] = _Place(path, str(entry.blake3), header.data_start, info)
+            found[key] = _Place(stream, str(entry.blake3), header.data_start + info.start, info)
     return found
 
 
 def _same_bytes(a: _Place, b: _Place) -> bool:
     if a.file == b.file and a.info == b.info:
         return True
-    size = 8 * _BLOCK
-    with a.path.open("rb") as left, b.path.open("rb") as right:
-        left.seek(a.data_start + a.info.start)
-        right.seek(b.data_start + b.info.start)
-        remaining = a.info.end - a.info.start
-        while remaining:
-            step = min(size, remaining)
-            if left.read(step) != right.read(step):
-                return False
-            remaining -= step
-    return True
+    size = a.info.end - a.info.start
+    blocks = ((start, min(start + 8 * _BLOCK, size)) for start in range(0, size, 8 * _BLOCK))
+    return all(a.read(*block) == b.read(*block) for block in blocks)
 
 
 def _relative_norm(a: _Place, b: _Place) -> float | None:
@@ -128,10 +127,8 @@ def _relative_norm(a: _Place, b: _Place) -> float | None:
     if not (_readable(a.info.dtype) and _readable(b.info.dtype)):
         return None
     change = size = 0.0
-    left, right = _raw(a), _raw(b)
     for start in range(0, a.info.elements, _BLOCK):
-        x = _floats(left[start : start + _BLOCK], a.info.dtype)
-        y = _floats(right[start : start + _BLOCK], b.info.dtype)
+        x, y = _block(a, start), _block(b, start)
         with np.errstate(invalid="ignore", over="ignore"):
             change += float(np.dot(y - x, y - x))
             size += float(np.dot(x, x))
@@ -144,13 +141,13 @@ def _readable(dtype: str) -> bool:
     return dtype in _NUMPY or dtype == "BF16"
 
 
-def _raw(place: _Place) -> NDArray[Any]:
+def _block(place: _Place, start: int) -> NDArray[np.float64]:
     import numpy as np
 
-    dtype = "<u2" if place.info.dtype == "BF16" else _NUMPY[place.info.dtype]
-    if place.info.elements == 0:
-        return np.empty(0, dtype)
-    return np.memmap(place.path, dtype, "r", place.data_start + place.info.start, (place.info.elements,))
+    dtype = np.dtype("<u2" if place.info.dtype == "BF16" else _NUMPY[place.info.dtype])
+    end = min(start + _BLOCK, place.info.elements)
+    data = place.read(start * dtype.itemsize, end * dtype.itemsize)
+    return _floats(np.frombuffer(data, dtype), place.info.dtype)
 
 
 def _floats(block: NDArray[Any], dtype: str) -> NDArray[np.float64]:

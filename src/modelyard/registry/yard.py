@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelyard.registry.contents import StoredFiles
 from modelyard.registry.context import Context, Judge
 from modelyard.registry.deferred import deferred
 from modelyard.registry.delivery import Delivery
@@ -236,13 +235,11 @@ class Yard(Delivery, Work, Upkeep, Exchange):
         return _lineage.graph(self._context, version, direction)
 
     def diff(self, a: str | Version, b: str | Version, *, norms: bool = False) -> VersionDiff:
-        """What changed from `a` to `b`: files, configuration keys, tokenizer, chat template, tensors by header.
+        """What changed from `a` to `b`: files, configuration keys, tokenizer, chat template, reports, tensors by header.
 
         With `norms`, tensors are compared by value too and each change has its relative norm: every byte is read.
         """
-        old, new = self.resolve(a), self.resolve(b)
-        store = self._context.store
-        return _diff.compare((old, StoredFiles(store, old)), (new, StoredFiles(store, new)), norms=norms)
+        return _diff.diff(self._context, a, b, norms=norms)
 
     def delete(self, reference: str | Version, *, force: bool = False) -> Deletion:
         """Delete a version (`@v7`, `@<hex>`) or a ref (`@name`): the name goes, bytes that something needs stay.

@@ -40,6 +40,7 @@ __all__ = [
     "TensorInfo",
     "open_regular",
     "parse_header",
+    "parse_sized",
     "parse_stream",
     "read_header",
 ]
@@ -143,8 +144,16 @@ def parse_stream(stream: BinaryIO, label: str, *, limits: Limits | None = None) 
     Raises:
         PickleError, ModelError: As `read_header`.
     """
+    return parse_sized(stream, os.fstat(stream.fileno()).st_size, label, limits=limits)
+
+
+def parse_sized(stream: BinaryIO, size: int, label: str, *, limits: Limits | None = None) -> Header:
+    """As `parse_stream`, for a stream of `size` bytes that is no open file.
+
+    Raises:
+        PickleError, ModelError: As `read_header`.
+    """
     limits = limits or Limits()
-    size = os.fstat(stream.fileno()).st_size
     length = _header_length(stream.read(512), size, label, limits)
     stream.seek(8)
     return parse_header(stream.read(length), size - 8 - length, label, limits=limits)
