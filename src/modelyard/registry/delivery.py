@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import InputError
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.deferred import deferred
-from modelyard.registry.leases import lease
-from modelyard.registry.recency import note_use
 from modelyard.registry.resolve import resolve as _resolve
-from modelyard.registry.verified import Verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelyard.registry import checkout as _checkout
+    from modelyard.registry import leases as _leases
     from modelyard.registry import lineage as _lineage
     from modelyard.registry import loading as _loading
+    from modelyard.registry import recency as _recency
+    from modelyard.registry import verified as _verified
     from modelyard.registry.context import Context
     from modelyard.registry.model import Version
     from modelyard.weights.model import Model
 else:
     _checkout = deferred("checkout")
+    _leases = deferred("leases")
     _lineage = deferred("lineage")
     _loading = deferred("loading")
+    _recency = deferred("recency")
+    _verified = deferred("verified")
 
 
 __all__ = ["Delivery"]
@@ -106,7 +109,7 @@ class Delivery:
                 Path(folder),
                 link=link,
                 base=beneath,
-                verified=Verified(self._context.links),
+                verified=_verified.Verified(self._context.links),
             )
 
     def base_of(self, version: str | Version) -> Version:
@@ -129,6 +132,6 @@ class Delivery:
 
     @contextmanager
     def _use(self, purpose: str, *versions: Version) -> Iterator[None]:
-        with lease(self._context, purpose, versions=[version.id for version in versions]):
-            note_use(self._context, versions)
+        with _leases.lease(self._context, purpose, versions=[version.id for version in versions]):
+            _recency.note_use(self._context, versions)
             yield
