@@ -146,7 +146,8 @@ def save(
         | {"blake3": file.blake3, "sha256": file.sha256, "git_blob": file.git_blob}
         for position, file in enumerate(files)
     ]
-    tx.connection.execute(insert(version_files), rows)
+    if rows:  # a rebuilt version whose manifest is gone has none
+        tx.connection.execute(insert(version_files), rows)
     if edges:
         links = [
             {"version_seq": seq, "position": at, "type": kind, "target": target}
