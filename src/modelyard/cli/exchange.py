@@ -73,16 +73,21 @@ def _read(path: Path) -> bytes:
 @click.option("--to", default=None, metavar="NAMESPACE/NAME", help="Another repo than the one that it comes from.")
 @click.option("--branch", default="main", show_default=True, help="The branch that moves to it.")
 @click.option("--signatures", type=_FOLDER, default=None, help="Write the signatures in it to this folder.")
+@click.option(
+    "--no-reports", is_flag=True, help="Leave its reports out: gates would believe what somebody else measured."
+)
 @with_yard
 @with_json
-def unpack(file: Path, to: str | None, branch: str, signatures: Path | None, home: Home, as_json: bool) -> None:
+def unpack(
+    file: Path, to: str | None, branch: str, signatures: Path | None, no_reports: bool, home: Home, as_json: bool
+) -> None:
     """Take in what `yard pack` wrote. Everything is verified before anything is committed; the ids stay.
 
     \b
     Example:
       yard unpack intents.yard.tar
     """
-    came = home.open(create=True).unpack(file, to=to, branch=branch)
+    came = home.open(create=True).unpack(file, to=to, branch=branch, with_reports=not no_reports)
     written = []
     if signatures is not None and came.signatures:
         signatures.mkdir(parents=True, exist_ok=True)

@@ -255,6 +255,8 @@ def _adopt_one(
         refs.point(tx, repo.id, name, "branch", seq)
     detail = {"number": number, "message": parcel.message, "metadata": parcel.metadata}
     detail |= {"from": {"author": parcel.author, "at": parcel.at}}
+    if parcel.derivation:
+        detail["derivation"] = json.loads(parcel.derivation)
     tx.record("commit", repo=repo.key, ref=name, version=parcel.id, previous=head, detail=detail)
     return versions.load(tx.connection, [seq])[0]
 
@@ -305,6 +307,7 @@ def _save(tx: Transaction, repo: RepoRecord, parcel: Parcel, stored: Mapping[Dig
             FileRecord(e.path, e.size, e.blake3, e.sha256, stored[e.blake3].git_blob) for e in parcel.manifest.files
         ],
         edges=[(edge.type, edge.version) for edge in parcel.manifest.lineage],
+        derivation=parcel.derivation or None,
     )
 
 

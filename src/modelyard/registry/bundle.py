@@ -113,6 +113,7 @@ def _described(parcel: Parcel) -> dict[str, Any]:
         "author": parcel.author,
         "at": parcel.at,
         "reports": list(parcel.reports),
+        "derivation": parcel.derivation,
     }
 
 
@@ -171,7 +172,9 @@ def _stored(context: Context, digest: Digest) -> Iterator[bytes]:
         )
 
 
-def unpack(context: Context, path: Path, *, to: Reference | None = None, branch: str = "main") -> Adopted:
+def unpack(
+    context: Context, path: Path, *, to: Reference | None = None, branch: str = "main", with_reports: bool = True
+) -> Adopted:
     """Take the versions of a bundle in, all or none; see `Yard.unpack`."""
     with open_archive(path) as stream:
         tar = TarReader(stream, str(path))
@@ -181,7 +184,7 @@ def unpack(context: Context, path: Path, *, to: Reference | None = None, branch:
         reports = {item.digest: _whole(tar, "reports", item) for item in index.reports}
         signatures = [_whole(tar, "signatures", item, ".sig") for item in index.signatures]
         files_at = stream.tell()
-        consignment = _consignment(index, manifests, str(path))
+        consignment = _consignment(index, manifests, str(path), with_reports=with_reports)
 
         def fill(beat: Callable[[], None]) -> dict[Digest, FileDigests]:
             stream.seek(files_at)
@@ -192,6 +195,8 @@ def unpack(context: Context, path: Path, *, to: Reference | None = None, branch:
                 beat()
             return found
 
+        if not with_reports:
+            reports = {}
         adopted = adopt(context, consignment, fill, reports=reports, to=to, branch=branch, purpose="unpack")
     return Adopted(adopted.version, adopted.lineage, adopted.missing, tuple(signatures))
 
@@ -219,7 +224,7 @@ def _verified(chunks: Iterator[bytes], digest: Digest, name: str) -> Iterator[by
         )
 
 
-def _consignment(index: Index, manifests: Mapping[Digest, bytes], label: str) -> Consignment:
+def _consignment(index: Index, manifests: Mapping[Digest, bytes], label: str, *, with_reports: bool) -> Consignment:
     """The index and the manifests, which have to say the same."""
     parcels = [
         Parcel(
@@ -231,7 +236,8 @@ def _consignment(index: Index, manifests: Mapping[Digest, bytes], label: str) ->
             metadata=item.metadata,
             author=item.author,
             at=item.at,
-            reports=item.reports,
+            reports=item.reports if with_reports else (),
+            derivation=item.derivation,
         )
         for item in index.versions
     ]

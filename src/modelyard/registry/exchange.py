@@ -82,13 +82,16 @@ class Exchange:
             _signing.check_signature(data, found.files, "given")
         return _bundle.pack(self._context, found, Path(path), with_lineage=with_lineage, signatures=signatures)
 
-    def unpack(self, path: Path | str, *, to: str | None = None, branch: str = "main") -> Adopted:
+    def unpack(
+        self, path: Path | str, *, to: str | None = None, branch: str = "main", with_reports: bool = True
+    ) -> Adopted:
         """Take the versions of a bundle in, with their ids, all or none; everything is verified first.
 
         Args:
             path: The bundle: a regular file.
             to: Another repo than the one that the version comes from.
             branch: Which of its branches moves to the version.
+            with_reports: Take its reports too. A gate believes them, as it does those that were made here.
 
         Raises:
             IntegrityError: The bundle is hostile, truncated or damaged; no version was made.
@@ -96,7 +99,7 @@ class Exchange:
             ConflictError: The branch is elsewhere.
         """
         target = repo_of(to) if to is not None else None
-        return _bundle.unpack(self._context, Path(path), to=target, branch=branch)
+        return _bundle.unpack(self._context, Path(path), to=target, branch=branch, with_reports=with_reports)
 
     def import_version(
         self,

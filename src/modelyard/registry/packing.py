@@ -21,11 +21,12 @@ __all__ = ["FORMAT", "INDEX", "INDEX_LIMIT", "Index", "Item", "parse_index"]
 FORMAT = "modelyard/bundle/1"
 INDEX = "bundle.json"
 INDEX_LIMIT = 64 << 20
-_SMALL = 1 << 30
+_SMALL = 256 << 20
 """Manifests, reports and signatures together, in bytes: they are held in memory."""
 
 _KEYS = {"format", "version", "versions", "context", "manifests", "reports", "signatures", "files"}
-_TEXTS = ("repo", "message", "author", "at")
+_TEXTS = ("repo", "message", "author", "at", "derivation")
+_DERIVATION_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Described:
     author: str
     at: str
     reports: tuple[Digest, ...]
+    derivation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def parse_index(data: bytes, label: str) -> Index:
         )
     try:
         index = _index(value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         _refuse(label, f"its index is not well formed ({str(error)[:80]})")
     _check(index, label)
     return index
@@ -130,6 +132,9 @@ def _described(item: Any) -> Described:
     texts = [*(item[key] for key in _TEXTS), *metadata, *metadata.values()]
     if not all(isinstance(text, str) for text in texts) or item["repo_type"] not in {"model", "dataset"}:
         raise ValueError("a version has a wrong value")
+    derivation = item["derivation"]
+    if derivation and (len(derivation) > _DERIVATION_LIMIT or not isinstance(json.loads(derivation), dict)):
+        raise ValueError("a version's derivation is no JSON object")
     reports = tuple(Digest(digest) for digest in item["reports"])
     if len(set(reports)) != len(reports):
         raise ValueError("a report is named twice")
@@ -142,6 +147,7 @@ def _described(item: Any) -> Described:
         author=item["author"],
         at=item["at"],
         reports=reports,
+        derivation=derivation,
     )
 
 

@@ -66,6 +66,7 @@ class Parcel:
         author: Who committed it.
         at: When, in UTC.
         reports: Digests of its reports in the order they were made.
+        derivation: What the committer says the files were computed by, as JSON text; empty when nothing was said.
     """
 
     data: bytes
@@ -77,6 +78,7 @@ class Parcel:
     author: str
     at: str
     reports: tuple[Digest, ...] = ()
+    derivation: str = ""
 
     @property
     def id(self) -> Digest:
@@ -174,6 +176,7 @@ def _parcel(context: Context, record: VersionRecord, listed: list[Digest]) -> Pa
         author=record.author,
         at=record.created_at,
         reports=tuple(listed),
+        derivation=record.derivation or "",
     )
 
 
