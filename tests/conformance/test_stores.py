@@ -16,6 +16,8 @@ import pytest
 from modelyard.digest import Digest, FileDigests, digest_bytes
 from modelyard.errors import ConflictError, InputError, IntegrityError, NotFoundError, YardError
 from modelyard.store import Area, LocalStore, MemoryStore, ObjectArea, Store
+from modelyard.store.base import ByteArea
+from modelyard.store.hashing import Segmenting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 ABSENT = Digest("0" * 64)
 AREAS: tuple[Area, ...] = get_args(Area)
 OBJECT_AREAS: tuple[ObjectArea, ...] = get_args(ObjectArea)
+BYTE_AREAS: tuple[ByteArea, ...] = get_args(ByteArea)
 
 SIZES = [0, 1, 4095, 4096, 65_537, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (8 << 20) + 3]
 
@@ -224,22 +227,96 @@ class TestStore:
         """`digests` yields everything in the area once, ascending."""
         stored = [some_bytes(20, seed) for seed in range(40)]
         for data in stored:
-            if area == "files":
-                store.put_file([data])
+            if area in BYTE_AREAS:
+                store.put_file([data], area=cast("ByteArea", area))
             else:
-                store.put(area, data)
+                store.put(cast("Area", area), data)
         assert list(store.digests(area)) == sorted(digest_bytes(data) for data in stored)
 
     @pytest.mark.parametrize("area", OBJECT_AREAS)
     def test_removing_removes_and_may_be_repeated(self, store: Store, area: ObjectArea) -> None:
         """A removed object is gone, removing it again is fine, and so is storing it again."""
         for _ in range(2):
-            digest = store.put_file([b"x"]).blake3 if area == "files" else store.put(area, b"x")
+            if area in BYTE_AREAS:
+                digest = store.put_file([b"x"], area=cast("ByteArea", area)).blake3
+            else:
+                digest = store.put(cast("Area", area), b"x")
             assert list(store.digests(area)) == [digest]
             store.remove(area, digest)
             store.remove(area, digest)
             assert list(store.digests(area)) == []
             assert not store.has_file(digest)
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_a_pack_is_kept_like_a_file_in_an_area_of_its_own(self, case: Case, size: int) -> None:
+        """A pack of any size comes back whole and in ranges, is verified and repaired, and is no file."""
+        store, data = case.store, some_bytes(size)
+        digest = store.put_file([data], area="packs").blake3
+        assert (store.has_file(digest, area="packs"), store.has_file(digest)) == (True, False)
+        assert store.file_size(digest, area="packs") == size
+        with store.open_file(digest, area="packs") as stream:
+            assert stream.read() == data
+        store.verify_file(digest, area="packs")
+        case.overwrite("packs", digest, data + b"!")
+        with pytest.raises(IntegrityError, match=digest[:12]):
+            store.verify_file(digest, area="packs")
+        assert store.put_file([data], area="packs").blake3 == digest
+        store.verify_file(digest, area="packs")
+        with pytest.raises(IntegrityError) as caught:
+            store.file_size(digest)
+        assert caught.value.code == "missing"
+
+    @pytest.mark.parametrize("area", BYTE_AREAS)
+    def test_ranges_are_read_exactly(self, store: Store, area: ByteArea) -> None:
+        """`read_range` gives the bytes from start to end, empty and whole ranges included; one beyond the end is damage."""
+        data = some_bytes(3_000_000)
+        digest = store.put_file([data], area=area).blake3
+        for start, end in [(0, 0), (0, 1), (5, 70_000), (1_048_575, 2_097_153), (2_999_999, 3_000_000), (0, 3_000_000)]:
+            assert store.read_range(area, digest, start, end) == data[start:end]
+        with pytest.raises(IntegrityError, match=digest[:12]):
+            store.read_range(area, digest, 2_999_999, 3_000_001)
+        with pytest.raises(IntegrityError) as caught:
+            store.read_range(area, ABSENT, 0, 1)
+        assert caught.value.code == "missing"
+
+    @pytest.mark.parametrize("size", [1, 10_000, (8 << 20) + 3, 20 << 20])
+    def test_an_import_is_observed_byte_by_byte(self, case: Case, size: int, tmp_path: Path) -> None:
+        """`observe` is given every byte once and in order: when the bytes are new, stored, stored but damaged, and nearly stored."""
+        data = some_bytes(size)
+        near = data[: size // 2] + bytes([data[size // 2] ^ 1]) + data[size // 2 + 1 :]
+        sizes = [size // 3, size - size // 3] if size > 2 else [size]
+        for kept in (data, data, None, data, near):
+            if kept is None:
+                case.overwrite("files", digest_bytes(data), bytes(size))
+                continue
+            (tmp_path / "original").write_bytes(kept)
+            segmenting = Segmenting(sizes)
+            digests = case.store.import_file(tmp_path / "original", observe=segmenting.update)
+            assert digests == expected_digests(kept)
+            parts = [kept[: sizes[0]], kept[sizes[0] :]][: len(sizes)]
+            assert segmenting.digests() == tuple(digest_bytes(part) for part in parts)
+            case.store.verify_file(digests.blake3)
+
+    @pytest.mark.parametrize("size", [10, 20 << 20])
+    def test_an_observer_that_fails_stores_nothing(self, store: Store, size: int, tmp_path: Path) -> None:
+        """What `observe` raises is passed on, wherever it runs, and no object appears."""
+        (tmp_path / "original").write_bytes(some_bytes(size))
+
+        def fail(chunk: bytes) -> None:
+            raise RuntimeError("the cut is wrong")
+
+        with pytest.raises(RuntimeError, match="cut is wrong"):
+            store.import_file(tmp_path / "original", observe=fail)
+        assert list(store.digests("files")) == []
+
+    @pytest.mark.parametrize("size", [10, (8 << 20) + 3])
+    def test_an_import_that_may_link_gives_the_same(self, store: Store, size: int, tmp_path: Path) -> None:
+        """With `link`, whether or not the store can, the hashes and the bytes are those of any import, and it may be repeated."""
+        (tmp_path / "original").write_bytes(some_bytes(size))
+        for _ in range(2):
+            assert store.import_file(tmp_path / "original", link=True) == expected_digests(some_bytes(size))
+        assert read(store, digest_bytes(some_bytes(size))) == some_bytes(size)
+        assert (tmp_path / "original").read_bytes() == some_bytes(size)
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "empty"])
     @pytest.mark.row(42, 43)

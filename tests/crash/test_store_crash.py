@@ -33,6 +33,7 @@ from modelyard.store.faults import (
     failpoint,
 )
 from modelyard.store.filesystem import FileSystem, TmpFile
+from modelyard.store.packs import FileRecord, PackWriter, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,10 +48,12 @@ class Replica:
     def __init__(self, root: Path) -> None:
         self.root = root
         LocalStore(root).init()
+        self._format = (root / "format").read_bytes()
 
     def become(self, state: State) -> LocalStore:
         """Take the place of the disk in `state`, which adds to a fresh yard."""
-        for folder in ("tmp", "journal", "manifests", "reports", "files"):
+        (self.root / "format").write_bytes(self._format)
+        for folder in ("tmp", "journal", "manifests", "reports", "files", "packs"):
             for path in (self.root / folder).iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -80,6 +83,10 @@ def check_everything_visible(store: LocalStore) -> None:
     """Whatever has a name is right: nothing torn, nothing empty."""
     for digest in store.digests("files"):
         store.verify_file(digest)
+    for pack in store.digests("packs"):
+        store.verify_file(pack, area="packs")
+        read_index(store, pack)
+        assert b"packs" in (store.root / "format").read_bytes(), "a pack in a yard that does not say so"
     for digest in store.digests("manifests"):
         store.get("manifests", digest)
     list(store.journal())
@@ -109,11 +116,49 @@ def import_file(store: LocalStore) -> str:
     return f"files {store.import_file(original).blake3}"
 
 
+def link_file(store: LocalStore) -> str:
+    original = store.root.parent / "large"
+    if not original.exists():
+        original.write_bytes(DATA * 3000)
+    return f"large {store.import_file(original, link=True).blake3}"
+
+
+def put_pack(store: LocalStore) -> str:
+    with PackWriter(store) as writer:
+        for start in range(0, 3000, 1000):
+            payload = DATA[start : start + 1000]
+            writer.add(digest_bytes(payload), 1000, "raw", payload)
+        writer.add_file(FileRecord(digest_bytes(DATA), 3000, "00" * 32, "cdc/1", tuple(segments_of(DATA))))
+        pack, _ = writer.close()
+    return f"packs {pack}"
+
+
+def segments_of(data: bytes) -> list[Digest]:
+    return [digest_bytes(data[start : start + 1000]) for start in range(0, len(data), 1000)]
+
+
+def check_pack(store: LocalStore, pack: Digest) -> None:
+    """Every segment of the pack is there, and its index says how the file is put together."""
+    store.verify_file(pack, area="packs")
+    index = read_index(store, pack)
+    found = {
+        record.digest: store.read_range("packs", pack, record.offset, record.offset + record.length)
+        for record in index.segments
+    }
+    (file,) = index.files
+    assert b"".join(found[digest] for digest in file.segments) == DATA
+
+
 def check_acknowledged(store: LocalStore, note: str) -> None:
     """What the call said is stored is stored, with its exact bytes."""
     kind, name = note.split()
     if kind == "journal":
         assert (int(name), DATA) in list(store.journal())
+    elif kind == "packs":
+        check_pack(store, Digest(name))
+    elif kind == "large":
+        assert store.file_size(Digest(name)) == 3000 * len(DATA)
+        store.verify_file(Digest(name))
     elif kind == "files":
         with store.open_file(Digest(name)) as stream:
             assert stream.read() == DATA
@@ -131,8 +176,8 @@ def violations(folder: Path, call: Call, filesystem: Callable[[Path], RecordingF
     wrong, count = [], 0
     for done, state in states_after_each_prefix(disk.operations):
         count += 1
-        found = replica.become(state)
         try:
+            found = replica.become(state)
             check_everything_visible(found)
             for note in acknowledged(done):
                 check_acknowledged(found, note)
@@ -144,7 +189,8 @@ def violations(folder: Path, call: Call, filesystem: Callable[[Path], RecordingF
     return wrong, count
 
 
-@pytest.mark.parametrize("call", [put_file, put_manifest, publish_journal, import_file])
+@pytest.mark.parametrize("call", [put_file, put_manifest, publish_journal, import_file, put_pack])
+@pytest.mark.row(38)
 def test_an_acknowledged_object_survives_power_loss(tmp_path: Path, call: Call) -> None:
     """After any prefix of the call's changes, in every state a power loss may leave: what is visible is right, what was
     acknowledged is there, the same call succeeds, and leftovers are swept.
@@ -168,7 +214,7 @@ class NoFolderSync(RecordingFileSystem):
         pass
 
 
-@pytest.mark.parametrize("call", [put_file, put_manifest, publish_journal])
+@pytest.mark.parametrize("call", [put_file, put_manifest, publish_journal, put_pack])
 @pytest.mark.parametrize("broken", [NoFileSync, NoFolderSync])
 def test_the_power_loss_test_finds_a_missing_fsync(
     tmp_path: Path, call: Call, broken: Callable[[Path], RecordingFileSystem]
@@ -201,6 +247,38 @@ def test_two_writers_of_the_same_bytes_are_both_right_to_acknowledge(tmp_path: P
     end = next(index for index, operation in enumerate(disk.operations) if operation.name == "mark") + 1
     for state in crash_states(disk.operations[:end]):
         check_acknowledged(replica.become(state), note)
+
+
+def test_a_linked_import_survives_power_loss(tmp_path: Path) -> None:
+    """After any prefix of an import by link: what is visible is right, what was acknowledged is there, the call again succeeds."""
+    LocalStore(tmp_path / "yard").init()
+    disk = RecordingFileSystem(tmp_path / "yard")
+    store = LocalStore(tmp_path / "yard", disk)
+    disk.mark(link_file(store))
+    names = [operation.name for operation in disk.operations]
+    assert "adopt" in names
+    assert "write" not in names
+    replica = Replica(tmp_path / "replica")
+    for count in range(len(disk.operations) + 1):
+        for state in crash_states(disk.operations[:count]):
+            found = replica.become(state)
+            check_everything_visible(found)
+            for note in acknowledged(disk.operations[:count]):
+                check_acknowledged(found, note)
+            check_acknowledged(found, link_file(found))
+
+
+def test_the_feature_is_durable_before_a_pack_is_visible(tmp_path: Path) -> None:
+    """In no state that a power loss may leave is there a pack in a yard whose `format` does not announce packs."""
+    LocalStore(tmp_path / "yard").init()
+    disk = RecordingFileSystem(tmp_path / "yard")
+    put_pack(LocalStore(tmp_path / "yard", disk))
+    packs = 0
+    for _, state in states_after_each_prefix(disk.operations):
+        if any(name.startswith("packs/") and data is not None for name, data in state.items()):
+            packs += 1
+            assert b'"packs"' in (state["format"] or b"")
+    assert packs > 0
 
 
 def test_init_survives_power_loss(tmp_path: Path) -> None:
@@ -245,6 +323,7 @@ def failing(folder: Path, text: str) -> LocalStore:
 
 
 @pytest.mark.parametrize("call", [put_file, put_manifest, publish_journal, import_file])
+@pytest.mark.row(39)
 def test_a_failed_fsync_stores_nothing_and_is_not_retried(tmp_path: Path, call: Call) -> None:
     """EIO from fsync: a typed error, the file gone, fsync called once; the next call starts from new bytes."""
     LocalStore(tmp_path / "yard").init()
@@ -256,11 +335,12 @@ def test_a_failed_fsync_stores_nothing_and_is_not_retried(tmp_path: Path, call: 
     assert disk.calls["fsync"] == 1
     assert disk.calls["rename"] == disk.calls["link"] == 0
     assert list((tmp_path / "yard" / "tmp").iterdir()) == []
-    assert [*store.digests("files"), *store.digests("manifests"), *store.journal()] == []
+    assert [*store.digests("files"), *store.digests("packs"), *store.digests("manifests"), *store.journal()] == []
     check_acknowledged(store, call(store))
     assert disk.calls["create_tmp"] == 2
 
 
+@pytest.mark.row(39)
 def test_a_folder_that_cannot_be_synced_stops_all_writing(tmp_path: Path) -> None:
     """EIO from syncing a folder: not acknowledged, no further write by this store, reads go on; opening anew starts over."""
     before = put_manifest(LocalStore(tmp_path).init())
@@ -275,6 +355,7 @@ def test_a_folder_that_cannot_be_synced_stops_all_writing(tmp_path: Path) -> Non
     check_acknowledged(store, put_file(LocalStore(tmp_path)))
 
 
+@pytest.mark.row(41)
 def test_running_out_of_descriptors_is_not_a_failed_sync(tmp_path: Path) -> None:
     """A folder that could not be opened for syncing fails that call only: a server that ran out of descriptors recovers."""
     store = failing(tmp_path, "fsync_dir:1:EMFILE")
@@ -285,6 +366,7 @@ def test_running_out_of_descriptors_is_not_a_failed_sync(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize("point", ["create_tmp", "write", "fsync", "rename", "fsync_dir"])
+@pytest.mark.row(40)
 def test_a_full_disk_is_a_typed_error_wherever_it_shows(tmp_path: Path, point: str, number: str) -> None:
     """ENOSPC and EDQUOT at any step are `NoSpaceError`, leave nothing half-made, and what was there is still readable."""
     before = put_manifest(LocalStore(tmp_path).init())
@@ -297,6 +379,7 @@ def test_a_full_disk_is_a_typed_error_wherever_it_shows(tmp_path: Path, point: s
 
 
 @pytest.mark.parametrize(("point", "number"), [("create_tmp", "EACCES"), ("rename", "EROFS"), ("write", "EPERM")])
+@pytest.mark.row(41)
 def test_a_forbidden_write_names_the_path(tmp_path: Path, point: str, number: str) -> None:
     """EACCES, EPERM and EROFS are typed errors that name a path of this yard."""
     store = failing(tmp_path, f"{point}:1:{number}")
@@ -312,7 +395,7 @@ def test_every_point_can_fail_and_the_store_recovers(tmp_path: Path) -> None:
     counter = FailingFileSystem("none", 0, lambda: None)
     LocalStore(tmp_path / "count").init()
     store = LocalStore(tmp_path / "count", counter)
-    for call in (put_file, put_manifest, publish_journal):
+    for call in (put_file, put_manifest, publish_journal, put_pack):
         call(store)
     points = [(name, number) for name, total in counter.calls.items() for number in range(1, total + 1)]
     assert len(points) > 15
@@ -320,18 +403,19 @@ def test_every_point_can_fail_and_the_store_recovers(tmp_path: Path) -> None:
         root = tmp_path / f"{name}{number}"
         root.mkdir()
         store = failing(root, f"{name}:{number}:EIO")
-        for call in (put_file, put_manifest, publish_journal):
+        for call in (put_file, put_manifest, publish_journal, put_pack):
             try:
                 call(store)
             except YardError as error:
                 assert error.code in {"io_failed", "read_only"}  # noqa: PT017  it may, but need not, raise: unlink failures are swept later
         again = LocalStore(root)
-        for call in (put_file, put_manifest, publish_journal):
+        for call in (put_file, put_manifest, publish_journal, put_pack):
             check_acknowledged(again, call(again))
         check_everything_visible(again)
         assert list((root / "tmp").iterdir()) == []
 
 
+@pytest.mark.row(41)
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that writes fewer bytes than asked is asked again until all are written."""
     store = LocalStore(tmp_path).init()
@@ -370,6 +454,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.row(40)
 def test_a_really_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     """On a disk that is full: `NoSpaceError`, no leftovers, old objects readable; after freeing, the same call succeeds."""
     store = LocalStore(small_disk).init()
@@ -395,6 +480,7 @@ def test_a_really_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> N
     assert store.get("manifests", store.put("manifests", DATA)) == DATA
 
 
+@pytest.mark.row(41)
 def test_a_disk_mounted_read_only_is_still_read(small_disk: Path) -> None:
     """On a read-only file system a yard opens and reads, and a write is a typed error that names the path."""
     digest = LocalStore(small_disk).init().put_file([b"x"]).blake3
@@ -421,6 +507,7 @@ print("acknowledged", flush=True)
 
 
 @pytest.mark.parametrize("point", ["write:2", "protect:1", "fsync:1", "rename:1", "fsync_dir:1"])
+@pytest.mark.row(37)
 def test_a_killed_process_leaves_a_yard_that_opens_and_verifies(tmp_path: Path, point: str) -> None:
     """`kill -9` in the middle of `put_file`: old or new state, everything verifies, and the next writer sweeps what was left."""
     kept = put_file(LocalStore(tmp_path).init())
@@ -435,6 +522,41 @@ def test_a_killed_process_leaves_a_yard_that_opens_and_verifies(tmp_path: Path, 
     assert len(list(store.digests("files"))) in {1, 2}
     again = store.put_file([b"x" * 1_500_000, b"y" * 1_500_000])
     store.verify_file(again.blake3)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+KILLED_PACK = """
+import sys
+from pathlib import Path
+from modelyard.digest import digest_bytes
+from modelyard.store import LocalStore
+from modelyard.store.faults import failpoint
+from modelyard.store.packs import PackWriter
+with PackWriter(LocalStore(Path(sys.argv[1]), failpoint(sys.argv[2]))) as writer:
+    for letter in (b"x", b"y"):
+        writer.add(digest_bytes(letter * 1_500_000), 1_500_000, "raw", letter * 1_500_000)
+    writer.close()
+print("acknowledged", flush=True)
+"""
+
+
+@pytest.mark.parametrize("point", ["rename:1", "fsync_dir:1", "write:2", "fsync:2", "rename:2", "fsync_dir:3"])
+@pytest.mark.row(37)
+def test_a_process_killed_in_a_pack_leaves_the_old_state_or_the_new(tmp_path: Path, point: str) -> None:
+    """`kill -9` while a pack is announced, written and published: the yard opens, every visible pack is sound, tmp/ is swept."""
+    kept = put_pack(LocalStore(tmp_path).init()) if point == "write:2" else put_file(LocalStore(tmp_path).init())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_PACK, str(tmp_path), f"{point}:kill"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert b"acknowledged" not in done.stdout
+    store = LocalStore(tmp_path).open()
+    check_acknowledged(store, kept)
+    check_everything_visible(store)
+    check_acknowledged(store, put_pack(store))
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -148,6 +148,7 @@ def test_recording_notes_what_happened(tmp_path: Path) -> None:
     assert disk.operations[3].target == "to/name"
 
 
+@pytest.mark.row(41)
 def test_a_descriptor_shortage_is_a_typed_error() -> None:
     """EMFILE and anything unforeseen still name the path and the cause."""
     error = explain(OSError(errno.EMFILE, "Too many open files"), "/yard/files", "open")

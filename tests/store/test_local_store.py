@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -91,6 +93,7 @@ def test_the_first_use_opens(tmp_path: Path) -> None:
         '{"features":["packs/1"],"format":"modelyard/store/12","other":1}',
     ],
 )
+@pytest.mark.row(52)
 def test_a_newer_yard_is_refused_and_not_touched(store: LocalStore, format_text: str) -> None:
     """A later format or an unknown feature is refused by `open` and `init` alike, naming both formats."""
     store.put_file([b"x"])
@@ -212,6 +215,7 @@ def _pipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("replace", [_link_to_same_bytes, _dangling_link, _pipe])
+@pytest.mark.row(43)
 def test_a_file_replaced_by_something_else_is_damage(store: LocalStore, replace: Callable[[Path], None]) -> None:
     """A link, even to the same bytes, and a named pipe in place of a file are never followed or waited for; a put repairs it."""
     digest = store.put_file([b"file"]).blake3
@@ -252,6 +256,7 @@ def test_a_link_in_place_of_a_manifest_or_entry_is_damage(store: LocalStore, tmp
     assert list(store.journal()) == [(1, b"entry")]
 
 
+@pytest.mark.row(48)
 def test_only_stale_files_are_swept_from_tmp(store: LocalStore) -> None:
     """Sweeping takes what nobody holds and leaves folders, links and a living writer's file."""
     writer = FileSystem()
@@ -373,3 +378,175 @@ def test_importing_follows_a_link_to_a_file(tmp_path: Path, store: LocalStore) -
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(NotFoundError, match="dangling"):
         store.import_file(tmp_path / "dangling")
+
+
+# -- packs -------------------------------------------------------------------------------------------------------------
+
+PACKS_FORMAT = b'{"features":["packs"],"format":"modelyard/store/1"}\n'
+
+
+def test_a_yard_says_that_it_has_packs_before_it_has_one(store: LocalStore) -> None:
+    """`format` gets the feature with the first pack, not with files, and every later pack finds it there."""
+    store.put_file([b"file"])
+    assert (store.root / "format").read_bytes() == b'{"features":[],"format":"modelyard/store/1"}\n'
+    first = store.put_file([b"pack"], area="packs").blake3
+    assert (store.root / "format").read_bytes() == PACKS_FORMAT
+    assert (store.root / "packs" / first[:2] / first).read_bytes() == b"pack"
+    LocalStore(store.root).put_file([b"another"], area="packs")
+    assert (store.root / "format").read_bytes() == PACKS_FORMAT
+    LocalStore(store.root).init()
+
+
+def test_a_pack_that_fails_leaves_a_yard_that_older_versions_refuse_for_nothing(tmp_path: Path) -> None:
+    """The feature is durable before the pack's first byte is published: EIO at the pack's rename leaves the one without the other."""
+    LocalStore(tmp_path).init()
+    with pytest.raises(YardError):
+        LocalStore(tmp_path, failpoint("rename:2:EIO")).put_file([b"pack"], area="packs")
+    assert (tmp_path / "format").read_bytes() == PACKS_FORMAT
+    assert list(LocalStore(tmp_path).digests("packs")) == []
+
+
+def test_what_format_says_besides_is_kept(store: LocalStore) -> None:
+    """Adding the feature keeps the keys that somebody else put there."""
+    (store.root / "format").chmod(0o600)
+    (store.root / "format").write_text('{"features":[],"format":"modelyard/store/1","made":"by hand \u00e9"}')
+    LocalStore(store.root).put_file([b"pack"], area="packs")
+    found = json.loads((store.root / "format").read_bytes())
+    assert found == {"features": ["packs"], "format": "modelyard/store/1", "made": "by hand \u00e9"}
+
+
+# -- imports that link -------------------------------------------------------------------------------------------------
+
+
+def test_a_linked_import_is_the_original_by_another_name(tmp_path: Path, store: LocalStore) -> None:
+    """With `link`, the object is the original's inode, read-only; no byte is written."""
+    original = tmp_path / "original"
+    original.write_bytes(b"x" * (BIG + 1))
+    yard = LocalStore(store.root, failpoint("write:1:ENOSPC"))
+    digests = yard.import_file(original, link=True)
+    assert yard.file_path(digests.blake3).samefile(original)
+    assert stat.S_IMODE(original.stat().st_mode) == 0o444
+    assert list((store.root / "tmp").iterdir()) == []
+    store.verify_file(digests.blake3)
+
+
+def test_a_linked_import_follows_a_link_to_its_file(tmp_path: Path, store: LocalStore) -> None:
+    """A hub cache's files are symbolic links: the blob behind them is what gets the second name."""
+    (tmp_path / "blob").write_bytes(b"y" * (BIG + 1))
+    (tmp_path / "link").symlink_to("blob")
+    digests = store.import_file(tmp_path / "link", link=True)
+    assert store.file_path(digests.blake3).samefile(tmp_path / "blob")
+    assert not store.file_path(digests.blake3).is_symlink()
+
+
+def test_a_linked_import_of_stored_bytes_leaves_the_original_alone(tmp_path: Path, store: LocalStore) -> None:
+    """Bytes that are stored already are neither linked nor made read-only."""
+    original = tmp_path / "original"
+    original.write_bytes(b"z" * (BIG + 1))
+    store.put_file([b"z" * (BIG + 1)])
+    digests = store.import_file(original, link=True)
+    assert not store.file_path(digests.blake3).samefile(original)
+    assert original.stat().st_nlink == 1
+    assert stat.S_IMODE(original.stat().st_mode) != 0o444
+
+
+def test_an_original_that_is_in_use_is_copied(tmp_path: Path, store: LocalStore) -> None:
+    """An original that somebody has locked is copied instead of linked."""
+    original = tmp_path / "original"
+    original.write_bytes(b"w" * (BIG + 1))
+    with original.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        digests = store.import_file(original, link=True)
+    assert not store.file_path(digests.blake3).samefile(original)
+    store.verify_file(digests.blake3)
+
+
+def test_where_no_link_can_be_made_a_copy_is(tmp_path: Path) -> None:
+    """Another disk, or one without hard links: the import copies, and the original keeps its mode."""
+
+    class NoLinks(FileSystem):
+        def adopt(self, folder: Path, path: Path, source: int) -> TmpFile | None:
+            return None
+
+    original = tmp_path / "original"
+    original.write_bytes(b"v" * (BIG + 1))
+    store = LocalStore(LocalStore(tmp_path / "yard").init().root, NoLinks())
+    digests = store.import_file(original, link=True)
+    assert not store.file_path(digests.blake3).samefile(original)
+    assert original.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("change", ["write", "grow"])
+def test_an_original_that_changes_while_it_is_linked_is_refused(tmp_path: Path, change: str) -> None:
+    """A writer that had the original open and writes before it is published: `changed`, nothing stored, the mode given back."""
+    original = tmp_path / "original"
+    original.write_bytes(b"u" * (BIG + 1))
+    original.chmod(0o640)
+    os.utime(original, (0, 0))
+    with original.open("r+b" if change == "write" else "ab", buffering=0) as writer:
+
+        class Late(FileSystem):
+            def fsync(self, file: TmpFile) -> None:
+                super().fsync(file)
+                if file.mode is not None:
+                    writer.write(b"!")
+
+        LocalStore(tmp_path / "yard").init()
+        store = LocalStore(tmp_path / "yard", Late())
+        with pytest.raises(InputError, match="changed while it was read"):
+            store.import_file(original, link=True)
+    assert list(store.digests("files")) == []
+    assert list((store.root / "tmp").iterdir()) == []
+    assert stat.S_IMODE(original.stat().st_mode) == 0o640
+    assert original.stat().st_nlink == 1
+
+
+# -- imports of what looks stored --------------------------------------------------------------------------------------
+
+
+def test_a_file_that_agrees_with_a_stored_one_at_every_probe_is_still_told_apart(
+    tmp_path: Path, store: LocalStore
+) -> None:
+    """One byte between two probes makes another file; one that differs at the last byte too."""
+    data = bytearray(b"t" * (BIG + 5))
+    first = store.put_file([bytes(data)]).blake3
+    for place in (BIG // 62, BIG + 4, 0):
+        data[place] ^= 1
+        (tmp_path / "original").write_bytes(data)
+        found = store.import_file(tmp_path / "original").blake3
+        assert found == digest_bytes(bytes(data)) != first
+        store.verify_file(found)
+
+
+def test_a_stored_file_that_is_damaged_as_the_original_is_does_not_pass(tmp_path: Path, store: LocalStore) -> None:
+    """Equal to bytes under a digest that they do not have is not stored: the import stores them under their own."""
+    digest = store.put_file([b"s" * (BIG + 5)]).blake3
+    path = store.file_path(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"r" * (BIG + 5))
+    (tmp_path / "original").write_bytes(b"r" * (BIG + 5))
+    found = store.import_file(tmp_path / "original", sha256_of=lambda _: "00" * 32)
+    assert found.blake3 == digest_bytes(b"r" * (BIG + 5)) != digest
+    assert found.sha256 == hashlib.sha256(b"r" * (BIG + 5)).hexdigest()
+    store.verify_file(found.blake3)
+
+
+def test_an_original_that_changes_between_two_passes_is_refused(tmp_path: Path) -> None:
+    """The bytes that were observed are those of the digest that is given back, or it is an error: even where the clock hides the change."""
+    original = tmp_path / "original"
+    store = LocalStore(tmp_path / "yard").init()
+    store.put_file([b"q" * (BIG + 5)])
+    data = bytearray(b"q" * (BIG + 5))
+    data[BIG // 62] ^= 1
+    original.write_bytes(data)
+    before = original.stat()
+
+    class Sly(FileSystem):
+        def create_tmp(self, folder: Path) -> TmpFile:
+            with original.open("r+b") as stream:
+                stream.write(b"!")
+            os.utime(original, ns=(before.st_atime_ns, before.st_mtime_ns))
+            return super().create_tmp(folder)
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        LocalStore(tmp_path / "yard", Sly()).import_file(original, observe=lambda chunk: None)

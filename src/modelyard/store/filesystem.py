@@ -144,7 +144,8 @@ class FileSystem:
         if fd >= 0:
             if file.temporary and file.mode is not None:
                 with suppress(OSError):
-                    os.fchmod(fd, file.mode)
+                    if stat.S_IMODE(os.fstat(fd).st_mode) != file.mode:
+                        os.fchmod(fd, file.mode)
             os.close(fd)
 
     def rename(self, file: TmpFile, target: Path) -> None:

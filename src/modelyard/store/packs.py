@@ -109,6 +109,7 @@ class PackWriter:
         self._files: dict[Digest, FileRecord] = {}
         self._size = 0
         self._waiting: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._payloads = iter(self._waiting.get, None)  # ends once and for all with the first None
         self._thread: threading.Thread | None = None
         self._given_up = False
         self._failure: BaseException | None = None
@@ -197,12 +198,11 @@ class PackWriter:
             pass
         except BaseException as error:  # noqa: BLE001  raised again in the thread that adds
             self._failure = error
-            while self._waiting.get() is not None:
+            for _ in self._payloads:  # so that nobody waits for a place in the queue
                 pass
 
     def _chunks(self) -> Iterator[bytes]:
-        while (data := self._waiting.get()) is not None:
-            yield data
+        yield from self._payloads
         if self._given_up:
             raise _GivenUpError
 
@@ -241,6 +241,10 @@ def _inflate(frame: bytes) -> bytes:
 
 def _parse(text: bytes, end: int) -> PackIndex:
     found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in ("segments", "files")):
+        raise TypeError("it is no object of lists")
+    if not all(isinstance(item, dict) for item in (*found["segments"], *found["files"])):
+        raise TypeError("a record is no object")
     if canonical_json(found) != text or found.keys() != {"format", "segments", "files"} or found["format"] != _FORMAT:
         raise ValueError("other keys, another format, or not in canonical form")
     index = PackIndex(
