@@ -110,6 +110,10 @@ def dangling(connection: Connection) -> list[Dangling]:
             .select_from(table.outerjoin(other, key == column))
             .where(column.is_not(None), key.is_(None))
         )
+        if column is version_files.c.blake3:
+            # Collected versions keep the list of their files, and nothing else.
+            collected = select(versions.c.seq).where(versions.c.deleted == 2)
+            query = query.where(version_files.c.version_seq.not_in(collected))
         for row in connection.execute(query):
             shown = ", ".join(str(value)[:64] for value in row[:-1])
             found.append(Dangling(table.name, shown, target.name, str(row.named)))
