@@ -8,7 +8,8 @@ runs in a process of its own, ours and the peer's alike, imports left out; the b
     python benchmarks/store.py --json
 
 MLflow is installed into a virtual environment of its own under `build/benchmarks` (`pip install mlflow-skinny`), once. It logs to
-local files, as a yard does; it copies without fsync, a yard makes everything durable before it answers.
+local files, as a yard does. It copies without fsync, while a yard makes everything durable before it answers; so it is timed a
+second time with an fsync of each file.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Sizes:
     memory: tuple[int, int] = (300_000_000, 5_000_000_000)
     header: int = 300_000_000
     weight: tuple[int, int] = (4096, 8192)
-    repeat: int = 3
+    repeat: int = 5
     training: Training = field(default_factory=Training)
 
 
@@ -72,11 +73,6 @@ def write_model(folder: Path, count: int, tensor_bytes: int, *, prefix: str = "m
         for i in range(count):
             file.write((block + np.uint16(i % 64) ^ np.uint16(i // 64 % 8192)).tobytes())
     return folder
-
-
-def best(repeat: int, make: Callable[[int], Call]) -> Call:
-    """The fastest of several calls."""
-    return min((make(number) for number in range(repeat)), key=lambda each: each.seconds)
 
 
 def ours(*arguments: object) -> Call:
@@ -208,37 +204,46 @@ def commits(scratch: Path, sizes: Sizes) -> list[Figure]:
 
 
 def transfers(scratch: Path, source: Path, label: str, repeat: int) -> list[Figure]:
-    """One model into a yard and out of it, and the same by others."""
-    home, runs, target = scratch / "yard", scratch / "runs", scratch / "target"
-
-    def fresh(path: Path, work: Callable[[], Call]) -> Call:
-        """The fastest of several calls, each of which finds nothing at `path`."""
-
-        def once(_: int) -> Call:
-            shutil.rmtree(path, ignore_errors=True)
-            return work()
-
-        return best(repeat, once)
-
-    disk = best(repeat, lambda _: ours("write", source, scratch / "written"))
-    plain = fresh(target, lambda: ours("copy", source, target))
-    new = fresh(home, lambda: ours("commit", home, source, "bench/new"))
-    known = best(repeat, lambda number: ours("commit", home, source, f"bench/again{number}"))
-    hashed = best(repeat, lambda _: ours("sha256", source))
-    logged = fresh(runs, lambda: mlflow("mlflow_log", runs, source))
-    copied = fresh(target, lambda: ours("checkout", home, "bench/new", target, "copy"))
-    loaded = fresh(target, lambda: mlflow("mlflow_download", runs, target))
-    for path in (home, runs, target):
-        shutil.rmtree(path, ignore_errors=True)
-    (scratch / "written").unlink()
+    """One model into a yard and out of it, and the same by others, in turn."""
+    home, runs, target, written = (scratch / name for name in ("yard", "runs", "target", "written"))
+    steps: dict[str, tuple[Path | None, Callable[[int], Call]]] = {
+        "disk": (written, lambda _: ours("write", source, written)),
+        "plain": (target, lambda _: ours("copy", source, target)),
+        "new": (home, lambda _: ours("commit", home, source, "bench/new")),
+        "known": (None, lambda number: ours("commit", home, source, f"bench/again{number}")),
+        "hashed": (None, lambda _: ours("sha256", source)),
+        "checkout": (target, lambda _: ours("checkout", home, "bench/new", target, "copy")),
+        "logged": (runs, lambda _: mlflow("mlflow_log", runs, source, "as it is")),
+        "download": (target, lambda _: mlflow("mlflow_download", runs, target)),
+        "durable": (runs, lambda _: mlflow("mlflow_log", runs, source, "durable")),
+    }
+    calls: dict[str, list[Call]] = {name: [] for name in steps}
+    # One of each in turn, so that what else the machine does meets all sides alike.
+    for number in range(repeat):
+        for name, (path, step) in steps.items():
+            if path is not None:
+                _remove(path)
+            calls[name].append(step(number))
+    for path in (home, runs, target, written):
+        _remove(path)
+    made = {name: min(each, key=lambda one: one.seconds) for name, each in calls.items()}
+    new, known, size = made["new"], made["known"], made["new"].size
     return [
-        Figure(f"disk: write and fsync ({label})", disk.size / 1e6 / disk.seconds, "MB/s", "physical limit", True),
-        _faster(f"commit of new bytes ({label})", new, "plain durable copy", plain, 0.8),
-        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts, not durable", logged, 3),
-        _faster(f"commit of stored bytes ({label})", known, "SHA-256", hashed, 0.8),
-        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts", logged, 3),
-        _faster(f"checkout ({label})", copied, "MLflow download_artifacts", loaded, 3, size=new.size),
+        Figure(f"disk: write and fsync ({label})", size / 1e6 / made["disk"].seconds, "MB/s", "physical limit", True),
+        _faster(f"commit of new bytes ({label})", new, "plain durable copy", made["plain"], 0.8),
+        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts, not durable", made["logged"], 3),
+        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts and fsync", made["durable"], 3),
+        _faster(f"commit of stored bytes ({label})", known, "SHA-256", made["hashed"], 0.8),
+        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts, not durable", made["logged"], 3),
+        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts and fsync", made["durable"], 3),
+        _faster(f"checkout ({label})", made["checkout"], "MLflow download_artifacts", made["download"], 3, size=size),
     ]
+
+
+def _remove(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _mb(folder: Path) -> int:

@@ -98,14 +98,22 @@ def checkout(home: str, reference: str, target: str, link: str) -> None:
     _timed(lambda: yard.checkout(reference, Path(target), link=link == "link"), 0)
 
 
-def mlflow_log(runs: str, source: str) -> None:
-    """Log a folder as a run's artifacts; the run's id goes to a file beside the runs."""
+def mlflow_log(runs: str, source: str, how: str) -> None:
+    """Log a folder as a run's artifacts; the run's id goes to a file beside the runs. `durable`: and fsync what was written."""
     import mlflow
+
+    def work() -> None:
+        mlflow.log_artifacts(source)
+        if how == "durable":
+            for path in Path(runs).rglob("*"):
+                fd = os.open(path, os.O_RDONLY)
+                os.fsync(fd)
+                os.close(fd)
 
     mlflow.set_tracking_uri(Path(runs).as_uri())
     with mlflow.start_run() as run:
         Path(f"{runs}.id").write_text(run.info.run_id, "utf-8")
-        _timed(lambda: mlflow.log_artifacts(source), _size(source))
+        _timed(work, _size(source))
 
 
 def mlflow_download(runs: str, target: str) -> None:
