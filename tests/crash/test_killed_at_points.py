@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from crash.crash_helpers import Content, make_family
 from modelyard import points
 from modelyard.catalog import Catalog
+from modelyard.catalog.move import move
 from modelyard.registry import Version, Yard
 from modelyard.store import LocalStore
 from registry.registry_helpers import processes
@@ -57,6 +59,8 @@ def _note(root: Path) -> dict[str, bytes]:
 
 def work(root: Path, url: str, operation: str, renamed: Path, target: str) -> object:
     """Do the operation."""
+    if operation == "move":
+        return move(Catalog(url), Catalog(target), author="ana", at=datetime.now(UTC))
     yard = open_yard(root, url)
     if operation == "commit":
         return yard.commit(renamed, REPO, kind="finetuned", from_=[f"{REPO}@v1"])
@@ -64,11 +68,7 @@ def work(root: Path, url: str, operation: str, renamed: Path, target: str) -> ob
         return yard.promote(f"{REPO}@v2", "production")
     if operation == "compact":
         return yard.compact(idle_days=0)
-    if operation == "collect":
-        return yard.collect(now=True, force=True)
-    from modelyard.catalog.move import move
-
-    return move(Catalog(url), Catalog(target).init())
+    return yard.collect(now=True, force=True)
 
 
 def work_and_die(root: Path, url: str, operation: str, renamed: Path, target: str, point: str) -> None:
@@ -102,13 +102,10 @@ def test_a_killed_operation_leaves_the_old_state_or_the_new_one(
     process.start()
     process.join(60)
     assert process.exitcode == SIGKILLED, f"{operation} never came to {point}"
-    if point == "move.switched":
-        url = target
-
-    look(root, url, made)
-    if point != "move.switched":
-        work(root, url, operation, family["renamed"].folder, target)
-    look(root, url, made, gone=operation == "collect")
+    if point != "move.switched":  # then neither is in charge until the move is done again
+        look(root, url, made)
+    work(*arguments)
+    look(root, target if operation == "move" else url, made, gone=operation == "collect")
 
 
 def look(root: Path, url: str, made: list[Version], *, gone: bool = False) -> None:
