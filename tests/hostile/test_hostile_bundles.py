@@ -307,3 +307,20 @@ def test_an_index_that_is_too_large_is_not_read(yard: Bench, good: Path) -> None
     path = good.with_name("large.tar")
     path.write_bytes(data)
     assert "bundle.json" in refused(yard, path).message
+
+
+@pytest.mark.row(21)
+def test_a_signature_of_something_else(yard: Bench, good: Path) -> None:
+    """A signature that is none, or that is listed for another version, refuses the bundle."""
+    content = members(good)
+    index = json.loads(content["bundle.json"])
+    digest = str(digest_bytes(b"junk"))
+    for version in (index["version"], "ab" * 32):
+        index["signatures"] = [{"digest": digest, "size": 4, "version": version}]
+        changed = {"bundle.json": canonical_json(index)}
+        for name, data in content.items():
+            if name.startswith("files/"):
+                changed.setdefault(f"signatures/{digest}.sig", b"junk")
+            changed.setdefault(name, data)
+        assert isinstance(refused(yard, write(good.with_name("signed.tar"), changed)), IntegrityError)
+        assert no_files(yard)

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,15 @@ def test_files_that_are_not_whole_are_packed(bench: Bench, tmp_path: Path) -> No
     assert not bench.store.has_file(weights.blake3)
     after = bench.yard.pack("team/model@v1", tmp_path / "after.tar")
     assert before.path.read_bytes() == after.path.read_bytes()
+
+
+def test_several_unpack_at_once(bench: Bench, other: Bench, tmp_path: Path) -> None:
+    """Four processes' worth of yards unpacking the same bundle at once make one version of each."""
+    _, _, made = adapter(bench)
+    bench.yard.pack(made, tmp_path / "b.tar", with_lineage=True)
+    yards = [other.open() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        came = list(pool.map(lambda yard: yard.unpack(tmp_path / "b.tar").version, yards))
+    assert {version.id for version in came} == {made.id}
+    for repo in other.yard.repos():
+        assert len(other.yard.versions(repo.name, repo.repo_type)) == 1

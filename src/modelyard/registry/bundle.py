@@ -23,6 +23,7 @@ from modelyard.registry.adoption import Adopted, adopt
 from modelyard.registry.leases import lease
 from modelyard.registry.packing import FORMAT, INDEX, INDEX_LIMIT, Index, Item, parse_index
 from modelyard.registry.parcel import Consignment, Parcel, collect, parse_manifest
+from modelyard.registry.signing import check_signature
 from modelyard.registry.tar import Member, TarReader, TarWriter, open_archive
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def unpack(
         signatures = [_whole(tar, "signatures", item, ".sig") for item in index.signatures]
         files_at = stream.tell()
         consignment = _consignment(index, manifests, str(path), with_reports=with_reports)
+        for data in signatures:
+            check_signature(data, consignment.principal.manifest.files, str(path))
 
         def fill(beat: Callable[[], None]) -> dict[Digest, FileDigests]:
             stream.seek(files_at)

@@ -63,6 +63,7 @@ class Index:
     reports: tuple[Item, ...]
     signatures: tuple[Item, ...]
     files: tuple[Item, ...]
+    signed: tuple[Digest, ...] = ()
 
     def members(self) -> list[Member]:
         """Names and sizes of all members but the first."""
@@ -111,6 +112,7 @@ def _index(value: dict[str, Any]) -> Index:
         reports=_items(value["reports"], {"digest", "size"}),
         signatures=_items(value["signatures"], {"digest", "size", "version"}),
         files=_items(value["files"], {"digest", "size"}),
+        signed=tuple(Digest(item["version"]) for item in value["signatures"]),
     )
 
 
@@ -153,6 +155,8 @@ def _described(item: Any) -> Described:
 
 def _check(index: Index, label: str) -> None:
     """What its parts say of each other."""
+    if any(version != index.version for version in index.signed):
+        _refuse(label, "it has a signature of another version than the one that it is of")
     ids = [item.id for item in index.versions]
     if ids != sorted(set(ids)) or index.version not in ids:
         _refuse(label, "its versions are not in order, or lack the one that it is of")
