@@ -25,11 +25,12 @@ from modelyard.digest import Digest, FileDigests, digest_bytes
 from modelyard.errors import InputError, IntegrityError, InternalError, NotFoundError
 from modelyard.store import reading
 from modelyard.store.hashing import Hashing, gather, hash_chunks
-from modelyard.store.layout import PACKS, Layout, extend_format, format_bytes
+from modelyard.store.layout import PACKS, extend_format, format_bytes
 from modelyard.store.s3_bucket import Bucket
 from modelyard.store.s3_cache import ReadCache
 from modelyard.store.s3_format import FORMAT_LIMIT, parse_format
 from modelyard.store.s3_journal import S3Journal
+from modelyard.store.s3_objects import S3Objects
 from modelyard.store.s3_transfer import PIECE, ObjectReader, abort_leftovers, piece_size, pieces, read_pieces, upload
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ class S3Store:
         self.location = location
         self.cache = ReadCache(Path(cache), cache_bytes)
         self._credentials = credentials
-        self._layout = Layout(Path())
         self._opened = False
         self._swept = False
         self._packs_announced = False
@@ -81,14 +81,7 @@ class S3Store:
     # -- opening -------------------------------------------------------------------------------------------------------
 
     def init(self) -> S3Store:
-        """Make the prefix a yard; objects are never touched, and the bucket must be there.
-
-        Raises:
-            AuthError: The credentials do not allow it.
-            NotFoundError: There is no such bucket.
-            InputError: It is a newer yard.
-            IntegrityError: Its `format` does not say what it is.
-        """
+        """Make the prefix a yard; objects are never touched, and the bucket must be there. Raises as `open`."""
         if self._bucket.get("format", FORMAT_LIMIT) is None and self._bucket.put_new("format", format_bytes()) is None:
             self._bucket.put("format", format_bytes())
         return self.open()
@@ -149,21 +142,21 @@ class S3Store:
                     observe(data)
                 return self._put_short(data, "files")
             digests = hash_chunks(reading.read_exactly(stream, path, size), observe)
-            if self._holds("files", digests) is None:
+            if self._objects.holds("files", digests) is None:
                 stream.seek(0)
                 self._send("files", digests, stream, path)
         return digests
 
     def has_file(self, digest: Digest, *, area: ByteArea = "files") -> bool:
         """Whether something is stored under `digest`; says nothing about its bytes."""
-        return self._head(area, digest) is not None
+        return self._objects.head(area, digest) is not None
 
     def open_file(self, digest: Digest, *, area: ByteArea = "files") -> BinaryIO:
         """Open a stored file or pack for reading, in the cache where that has what is stored; its bytes are not verified."""
-        head = self._found(area, digest)
+        head = self._objects.found(area, digest)
         if self.cache.etag(digest) == head.etag and (fd := self.cache.open(digest)) is not None:
             return os.fdopen(fd, "rb")
-        return io.BufferedReader(ObjectReader(self._bucket, self._name(area, digest), head))
+        return io.BufferedReader(ObjectReader(self._bucket, self._objects.name(area, digest), head))
 
     def read_range(self, area: ByteArea, digest: Digest, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of a stored file or pack; see `Store.read_range`."""
@@ -172,14 +165,14 @@ class S3Store:
         fd = self._cached(area, digest)
         if fd is not None:
             with os.fdopen(fd, "rb", buffering=0) as stream:
-                return reading.exact_range(stream, f"`{self._shown(area, digest)}`", start, end)
+                return reading.exact_range(stream, f"`{self._objects.shown(area, digest)}`", start, end)
         if start == end:
-            self._found(area, digest)
+            self._objects.found(area, digest)
             return b""
-        data = self._bucket.read(self._name(area, digest), start, end)
+        data = self._bucket.read(self._objects.name(area, digest), start, end)
         if data is None:
-            raise self._missing(area, digest)
-        return reading.exact_range(io.BytesIO(data), f"`{self._shown(area, digest)}`", 0, end - start)
+            raise self._objects.missing(area, digest)
+        return reading.exact_range(io.BytesIO(data), f"`{self._objects.shown(area, digest)}`", 0, end - start)
 
     def file_path(self, digest: Digest) -> Path:
         """A file of the cache that holds these bytes, mode 0444; fetched, and verified, when it is not there.
@@ -187,13 +180,13 @@ class S3Store:
         It stays while this store object lives, a day at most; a link to it stays whole for ever.
         """
         self._check_open()
-        self._name("files", digest)
+        self._objects.name("files", digest)
         path = self.cache.take(digest)
         if path is not None and self.cache.etag(digest) is not None:
             return path
         with self.cache.filling(digest):
             path = self.cache.take(digest)
-            head = self._found("files", digest)
+            head = self._objects.found("files", digest)
             if path is None or not reading.fits(path, digest, head.size):
                 return self._fetch("files", digest, head)
             self.cache.record(digest, head.etag)
@@ -201,7 +194,7 @@ class S3Store:
 
     def file_size(self, digest: Digest, *, area: ByteArea = "files") -> int:
         """Length of a stored file or pack in bytes."""
-        return self._found(area, digest).size
+        return self._objects.found(area, digest).size
 
     def verify_file(self, digest: Digest, *, area: ByteArea = "files") -> None:
         """Read a stored file or pack; `IntegrityError` unless its bytes have this digest.
@@ -209,29 +202,24 @@ class S3Store:
         Where the cache has a file, and the endpoint says by its ETag that the object is the one that the cached bytes came from, those are read.
         Any other file is fetched into the cache; a pack is only read.
         """
-        head = self._found(area, digest)
-        if area == "files" and self.cache.etag(digest) == head.etag:
-            path = self.cache.take(digest)
-            if path is not None:
-                if reading.fits(path, digest, head.size):
-                    return
-                self.cache.drop(digest)
-        if area == "files":
-            with self.cache.filling(digest):
-                self._fetch(area, digest, head)
-        else:
-            hasher = blake3.blake3()
-            for chunk in pieces(self._bucket, self._name(area, digest), head):
-                hasher.update(chunk)
-            self._compare(area, digest, hasher.hexdigest())
+        if area == "packs":
+            self.verify_stored(digest, area=area)
+            return
+        head = self._objects.found(area, digest)
+        if self.cache.etag(digest) == head.etag and (path := self.cache.take(digest)) is not None:
+            if reading.fits(path, digest, head.size):
+                return
+            self.cache.drop(digest)
+        with self.cache.filling(digest):
+            self._fetch(area, digest, head)
 
     def verify_stored(self, digest: Digest, *, area: ByteArea = "files") -> None:
         """As `verify_file`, but every byte comes from the endpoint, whatever the cache has."""
-        head = self._found(area, digest)
+        head = self._objects.found(area, digest)
         hasher = blake3.blake3()
-        for chunk in pieces(self._bucket, self._name(area, digest), head):
+        for chunk in pieces(self._bucket, self._objects.name(area, digest), head):
             hasher.update(chunk)
-        self._compare(area, digest, hasher.hexdigest())
+        self._objects.compare(area, digest, hasher.hexdigest())
 
     # -- small objects -------------------------------------------------------------------------------------------------
 
@@ -239,39 +227,30 @@ class S3Store:
         """Store a small object; see `Store.put`."""
         self._prepare_to_write(area)
         digest = digest_bytes(data)
-        self._bucket.put(self._name(area, digest), data, digest=digest)
+        self._bucket.put(self._objects.name(area, digest), data, digest=digest)
         return digest
 
     def get(self, area: Area, digest: Digest) -> bytes:
         """A small object's bytes, verified."""
         self._check_open()
-        found = self._bucket.get(self._name(area, digest), _OBJECT_LIMIT)
+        found = self._bucket.get(self._objects.name(area, digest), _OBJECT_LIMIT)
         if found is None:
-            raise self._missing(area, digest)
-        self._compare(area, digest, digest_bytes(found))
+            raise self._objects.missing(area, digest)
+        self._objects.compare(area, digest, digest_bytes(found))
         return found
 
     def has(self, area: Area, digest: Digest) -> bool:
         """Whether an object is stored under `digest`; says nothing about its bytes."""
-        return self._head(area, digest) is not None
+        return self._objects.head(area, digest) is not None
 
     def digests(self, area: ObjectArea) -> Iterator[Digest]:
         """Every digest that the endpoint lists in `area`, ascending; what was stored a moment ago may not be listed yet."""
-        self._check_open()
-        found = set()
-        for name in self._bucket.names(f"{area}/"):
-            try:
-                digest = Digest(name.rpartition("/")[2])
-            except ValueError:
-                continue
-            if name == self._name(area, digest):
-                found.add(digest)
-        yield from sorted(found)
+        yield from self._objects.listed(area)
 
     def remove(self, area: ObjectArea, digest: Digest) -> None:
         """Remove an object; one that is not there is fine."""
         self._check_open()
-        self._bucket.delete(self._name(area, digest))
+        self._bucket.delete(self._objects.name(area, digest))
         if area in {"files", "packs"}:
             self.cache.drop(digest)
 
@@ -311,6 +290,15 @@ class S3Store:
     def _bucket(self) -> Bucket:
         return Bucket(self.location, self._credentials)
 
+    @property
+    def _objects(self) -> S3Objects:
+        self._check_open()
+        return self._known_objects
+
+    @cached_property
+    def _known_objects(self) -> S3Objects:
+        return S3Objects(self._bucket)
+
     @cached_property
     def _journal(self) -> S3Journal:
         return S3Journal(self._bucket)
@@ -336,28 +324,12 @@ class S3Store:
             raise NotFoundError(f"there is no yard at `{self.location}`", hint=f"yard init --store '{self.location}'")
         return parse_format(found, str(self.location))
 
-    def _name(self, area: ObjectArea, digest: Digest) -> str:
-        return self._layout.object(area, digest).as_posix()
-
-    def _head(self, area: ObjectArea, digest: Digest) -> Head | None:
-        self._check_open()
-        return self._bucket.head(self._name(area, digest))
-
-    def _found(self, area: ObjectArea, digest: Digest) -> Head:
-        head = self._head(area, digest)
-        if head is None:
-            raise self._missing(area, digest)
-        return head
-
-    def _holds(self, area: ObjectArea, digests: FileDigests) -> Head | None:
-        """What is stored under the digest, if the request that stored it was ours: its bytes were verified on their way."""
-        head = self._head(area, digests.blake3)
-        return head if head is not None and (head.size, head.digest) == (digests.size, digests.blake3) else None
-
     def _put_short(self, data: bytes, area: ByteArea) -> FileDigests:
         digests = hash_chunks([data])
-        if self._holds(area, digests) is None:
-            self._bucket.put(self._name(area, digests.blake3), data, digest=digests.blake3, sha256=digests.sha256)
+        if self._objects.holds(area, digests) is None:
+            self._bucket.put(
+                self._objects.name(area, digests.blake3), data, digest=digests.blake3, sha256=digests.sha256
+            )
         return digests
 
     def _put_long(self, start: list[bytes], rest: Iterator[bytes], area: ByteArea) -> FileDigests:
@@ -371,7 +343,7 @@ class S3Store:
                     hashing.update(chunk)
                     file.write(chunk)
                 digests = hashing.digests()
-            if (head := self._holds(area, digests)) is None or area == "files":
+            if (head := self._objects.holds(area, digests)) is None or area == "files":
                 path = self.cache.keep(file, digests.blake3, digests.size)
         if head is None:
             with os.fdopen(reading.open_regular(path), "rb", buffering=0) as stream:
@@ -384,7 +356,7 @@ class S3Store:
 
     def _send(self, area: ByteArea, digests: FileDigests, stream: BinaryIO, path: Path) -> Head:
         """Store what is in the stream, which must have these digests to its end: else nothing is stored."""
-        name = self._name(area, digests.blake3)
+        name = self._objects.name(area, digests.blake3)
 
         def parts() -> Iterator[bytes]:
             hasher = blake3.blake3()
@@ -400,19 +372,21 @@ class S3Store:
                 )
 
         upload(self._bucket, name, parts(), digest=digests.blake3, begun=self.cache.root / "uploads")
-        head = self._holds(area, digests)
+        head = self._objects.holds(area, digests)
         if head is None:
-            raise IntegrityError(f"`{self._shown(area, digests.blake3)}` did not arrive whole", hint="try again")
+            raise IntegrityError(
+                f"`{self._objects.shown(area, digests.blake3)}` did not arrive whole", hint="try again"
+            )
         return head
 
     def _fetch(self, area: ByteArea, digest: Digest, head: Head) -> Path:
         """Fetch an object into the cache and verify it on the way."""
         hasher = blake3.blake3()
         with self.cache.incoming() as file:
-            for chunk in pieces(self._bucket, self._name(area, digest), head):
+            for chunk in pieces(self._bucket, self._objects.name(area, digest), head):
                 hasher.update(chunk)
                 file.write(chunk)
-            self._compare(area, digest, hasher.hexdigest())
+            self._objects.compare(area, digest, hasher.hexdigest())
             path = self.cache.keep(file, digest, head.size)
         self.cache.record(digest, head.etag)
         return path
@@ -420,23 +394,5 @@ class S3Store:
     def _cached(self, area: ByteArea, digest: Digest) -> int | None:
         """A descriptor on the cached file that equals the stored one, as far as this machine knows."""
         self._check_open()
-        self._name(area, digest)
+        self._objects.name(area, digest)
         return self.cache.open(digest) if self.cache.etag(digest) is not None else None
-
-    def _shown(self, area: ObjectArea, digest: Digest) -> str:
-        return f"s3://{self.location.bucket}/{self.location.key(self._name(area, digest))}"
-
-    def _compare(self, area: ObjectArea, digest: Digest, found: str) -> None:
-        if found != digest:
-            raise IntegrityError(
-                f"`{self._shown(area, digest)}` is damaged: its bytes have the digest {found[:12]}, not {digest[:12]}",
-                hint="commit the file again, or copy it from a backup of the yard",
-                found=found,
-            )
-
-    def _missing(self, area: ObjectArea, digest: Digest) -> IntegrityError:
-        return IntegrityError(
-            f"`{digest[:12]}` is not in the store: there is no `{self._shown(area, digest)}`",
-            hint="commit the file again, or copy it from a backup of the yard",
-            code="missing",
-        )
