@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from modelyard.catalog import Catalog
 from modelyard.digest import Digest, digest_bytes
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
-from modelyard.registry import Version
+from modelyard.registry import Version, Yard
 from modelyard.registry.parcel import parse_manifest
+from modelyard.registry.rebuild import rebuild
 from modelyard.registry.tar import LARGE, TarWriter, end_of, header, padding
 from registry.registry_helpers import DATA, Bench, report
 
@@ -404,3 +406,17 @@ def test_several_unpack_at_once(bench: Bench, other: Bench, tmp_path: Path) -> N
     assert {version.id for version in came} == {made.id}
     for repo in other.yard.repos():
         assert len(other.yard.versions(repo.name, repo.repo_type)) == 1
+
+
+def test_what_came_in_is_sound_and_rebuilt(bench: Bench, other: Bench, tmp_path: Path) -> None:
+    """`check` finds nothing wrong with a yard whose versions came in bundles, and a lost catalog gets them back."""
+    bench.model(1.0)
+    version = bench.model(2.0, message="hello", metadata={"a": "b"})
+    bench.yard.pack(version, tmp_path / "b.tar")
+    other.yard.unpack(tmp_path / "b.tar")
+    assert other.yard.check(read_data=True).findings == ()
+    catalog = Catalog(f"sqlite:///{tmp_path / 'rebuilt.db'}")
+    rebuild(other.store, catalog)
+    found = Yard(other.store, catalog).open().resolve("team/model")
+    assert (found.id, found.parent, found.message, found.metadata) == (version.id, version.parent, "hello", {"a": "b"})
+    catalog.close()
