@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from modelyard.catalog import Catalog
     from modelyard.catalog.move import Moved
     from modelyard.registry import Verdict, Yard
+    from modelyard.registry.rebuild import Rebuilt
     from modelyard.settings import Places, Settings
     from modelyard.store import LocalStore
     from modelyard.store.s3 import S3Store
 
-__all__ = ["catalog_of", "move_catalog", "open_yard", "upgrade_catalog"]
+__all__ = ["catalog_of", "move_catalog", "open_yard", "rebuild_catalog", "upgrade_catalog"]
 
 
 def open_yard(settings: Settings, create: bool = False) -> Yard:
@@ -137,6 +138,23 @@ def upgrade_catalog(settings: Settings, *, have_backup: bool = False) -> str:
             raise
         catalog.init(have_backup=have_backup)
     return revision.HEAD
+
+
+def rebuild_catalog(
+    settings: Settings, *, force: bool = False, progress: Callable[[int], object] | None = None
+) -> Rebuilt:
+    """Make the yard's lost catalog again from its store; see `registry.rebuild`.
+
+    Raises:
+        NotFoundError: There is no yard.
+        ConflictError: The catalog is there and holds something.
+        IntegrityError: Something that it needs is damaged or missing, and `force` is off.
+    """
+    from modelyard.registry.rebuild import rebuild
+    from modelyard.settings import Places
+
+    store = _store_of(settings, Places.read(settings.home)).open()
+    return rebuild(store, catalog_of(settings), force=force, progress=progress)
 
 
 def catalog_of(settings: Settings) -> Catalog:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from modelyard.catalog import restoration
-from modelyard.errors import ConflictError, IntegrityError
+from modelyard.errors import ConflictError, InputError, IntegrityError
 from modelyard.registry.recovery import Recovery
 from modelyard.registry.replay import Replay
 
@@ -57,7 +57,11 @@ def rebuild(
         ConflictError: The catalog holds something already.
         IntegrityError: Something is damaged or missing (`details["problems"]`), and `force` is off; nothing was written.
     """
-    catalog.init()
+    try:
+        catalog.open()
+    except InputError:
+        # There is none. An older one is not upgraded: it holds something.
+        catalog.init()
     with catalog.read() as connection:
         fresh = restoration.is_fresh(connection)
     if not fresh:

@@ -21,7 +21,10 @@ __all__ = ["is_abandoned", "link_folders", "remove", "stale_folders"]
 
 def link_folders(links: Path | None) -> set[str]:
     """The names in the folder of links: ids of versions, and folders on their way in, which begin with a dot."""
-    return _names(links)
+    if links is None:
+        return set()
+    # A file that begins with a dot is somebody's note (`registry.verified`).
+    return {name for name in _names(links) if not name.startswith(".") or (links / name).is_dir()}
 
 
 def stale_folders(links: Path | None) -> set[str]:
