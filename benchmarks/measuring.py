@@ -33,9 +33,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Call:
-    """One call in a process of its own: seconds of the call alone, and the most memory the process had, in MB."""
+    """One call in a process of its own: seconds of the call alone on the clock and of the processor, and its peak memory in MB.
+
+    On a machine that others use as well, the clock says what was left of it; the processor's seconds stay nearly the same.
+    """
 
     seconds: float
+    processor: float
     memory: float
     size: int = 0
 

@@ -15,7 +15,6 @@ second time with an fsync of each file.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import struct
 import subprocess
@@ -23,14 +22,16 @@ import sys
 import tempfile
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from measuring import Call, Figure, call, machine, report
-from store_models import QUICK, Training, changes, make_models
+from store_models import QUICK, Training, changes, make_models, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,30 +50,11 @@ class Sizes:
     memory: tuple[int, int] = (300_000_000, 5_000_000_000)
     header: int = 300_000_000
     weight: tuple[int, int] = (4096, 8192)
-    repeat: int = 5
+    repeat: int = 4
     training: Training = field(default_factory=Training)
 
 
 SMALL = Sizes(40_000_000, 500, 4096, (40_000_000, 80_000_000), 20_000_000, (512, 2048), 1, QUICK)
-
-
-def write_model(folder: Path, count: int, tensor_bytes: int, *, prefix: str = "model", seed: int = 0) -> Path:
-    """A safetensors file of `count` bf16 tensors that all differ: one random block, shifted by the tensor's number."""
-    folder.mkdir(parents=True)
-    rows = tensor_bytes // 2 // 64
-    spans = {
-        f"{prefix}.layers.{i}.weight": {"dtype": "BF16", "shape": [rows, 64], "data_offsets": [i * rows * 128, (i + 1) * rows * 128]}
-        for i in range(count)
-    }  # fmt: skip
-    header = json.dumps(spans, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    # Random below the exponent's top, so that no element is a NaN.
-    block = np.random.default_rng(seed).integers(0, 0x3F00, rows * 64, np.uint16)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for i in range(count):
-            file.write((block + np.uint16(i % 64) ^ np.uint16(i // 64 % 8192)).tobytes())
-    return folder
 
 
 def ours(*arguments: object) -> Call:
@@ -191,19 +173,19 @@ def _faster(name: str, mine: Call, peer: str, theirs: Call, least: float, *, siz
     return Figure(name, rates[0], "MB/s", f">= {least:g}x", ratio >= least, peer, rates[1], ratio)
 
 
-def commits(scratch: Path, sizes: Sizes) -> list[Figure]:
+def commits(scratch: Path, sizes: Sizes, notes: dict[str, Any]) -> list[Figure]:
     """Commits and checkouts of one large model and of one of many small tensors."""
     big = write_model(scratch / "large", max(sizes.large // (32 << 20), 1), 32 << 20)
-    figures = transfers(scratch, big, f"{_mb(big)} MB", sizes.repeat)
+    figures = transfers(scratch, big, f"{_mb(big)} MB", sizes.repeat, notes)
     many = write_model(scratch / "many", sizes.tensors, sizes.tensor_bytes)
-    figures += transfers(scratch, many, f"{sizes.tensors} tensors, {_mb(many)} MB", sizes.repeat)
+    figures += transfers(scratch, many, f"{sizes.tensors} tensors, {_mb(many)} MB", sizes.repeat, notes)
     figures += links(scratch, big, sizes)
     shutil.rmtree(big)
     shutil.rmtree(many)
     return figures
 
 
-def transfers(scratch: Path, source: Path, label: str, repeat: int) -> list[Figure]:
+def transfers(scratch: Path, source: Path, label: str, repeat: int, notes: dict[str, Any]) -> list[Figure]:
     """One model into a yard and out of it, and the same by others, in turn."""
     home, runs, target, written = (scratch / name for name in ("yard", "runs", "target", "written"))
     steps: dict[str, tuple[Path | None, Callable[[int], Call]]] = {
@@ -228,6 +210,8 @@ def transfers(scratch: Path, source: Path, label: str, repeat: int) -> list[Figu
         _remove(path)
     made = {name: min(each, key=lambda one: one.seconds) for name, each in calls.items()}
     new, known, size = made["new"], made["known"], made["new"].size
+    busy = {name: round(min(each.processor for each in made), 2) for name, made in calls.items()}
+    notes[f"processor seconds ({label})"] = ", ".join(f"{name} {seconds}" for name, seconds in busy.items())
     return [
         Figure(f"disk: write and fsync ({label})", size / 1e6 / made["disk"].seconds, "MB/s", "physical limit", True),
         _faster(f"commit of new bytes ({label})", new, "plain durable copy", made["plain"], 0.8),
@@ -290,14 +274,21 @@ def rebuilding(models: Path, sizes: Sizes) -> list[Figure]:
         data = (models / name / "model.safetensors").read_bytes()
         bodies.append(data[8 + struct.unpack("<Q", data[:8])[0] :])
     base, tuned = bodies
-    payload = codecs.encode_delta(tuned, base, "BF16")
-    if codecs.decode_delta(payload, base, "BF16", len(tuned)) != tuned:
+    # In as many segments as threads share: a model has hundreds.
+    length = len(base) // 8 // 64 * 64
+    parts = [slice(start, start + length) for start in range(0, 8 * length, length)]
+    payloads = [codecs.encode_delta(tuned[part], base[part], "BF16") for part in parts]
+
+    def rebuild(number: int) -> bytes:
+        return codecs.decode_delta(payloads[number], base[parts[number]], "BF16", length)
+
+    if any(rebuild(number) != tuned[part] for number, part in enumerate(parts)):
         raise SystemExit("a delta was not rebuilt")
-    figures = [
-        _rate(
-            "rebuilding a delta, 1 thread", len(tuned), lambda: codecs.decode_delta(payload, base, "BF16", len(tuned))
-        )
-    ]
+    figures = []
+    for threads in (1, 2):
+        with ThreadPoolExecutor(threads) as pool:
+            work = partial(_drain, pool, rebuild, len(parts))
+            figures.append(_rate(f"rebuilding a delta, {_threads(threads)}", length * len(parts), work))
     rows, columns = sizes.weight
     random = np.random.default_rng(0)
     weight = random.integers(0, 0x3F00, rows * columns, np.uint16).tobytes()
@@ -305,22 +296,33 @@ def rebuilding(models: Path, sizes: Sizes) -> list[Figure]:
     params = lora_params("BF16", (rows, columns), rank=16, scale=2.0, a_dtype="F32", b_dtype="F32")
     roles = {"w": weight, "a": a, "b": b}
     for threads in (1, 2):
-        name = f"rebuilding lora/1 at rank 16, {threads} thread{'s' if threads > 1 else ''}"
+        name = f"rebuilding lora/1 at rank 16, {_threads(threads)}"
         figures.append(
             _rate(name, len(weight), lambda threads=threads: replay(params, roles, size=len(weight), threads=threads))
         )
     return figures
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _drain(pool: ThreadPoolExecutor, work: Callable[[int], object], count: int) -> None:
+    for _ in pool.map(work, range(count)):
+        pass
+
+
 def _rate(name: str, size: int, work: Callable[[], object]) -> Figure:
-    seconds = []
-    end = time.perf_counter() + 3
+    """Bytes a second, the best of many; beside it, bytes for each second of one processor, which others cannot take away."""
+    seconds, processor = [], []
+    end = time.perf_counter() + 4
     while len(seconds) < 3 or (time.perf_counter() < end and len(seconds) < 200):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         work()
         seconds.append(time.perf_counter() - start)
-    value = size / min(seconds) / 1e6
-    return Figure(name, value, "MB/s", ">= 300", value >= 300)
+        processor.append(time.process_time() - before)
+    value, quiet = size / min(seconds) / 1e6, size / min(processor) / 1e6
+    return Figure(name, value, "MB/s", ">= 300", value >= 300, "a second of one processor", quiet, value / quiet)
 
 
 # Memory.
@@ -340,8 +342,8 @@ def memory(scratch: Path, sizes: Sizes) -> list[Figure]:
     low, high = (f"{size / 1e9:g} GB" for size in sizes.memory)
     return [
         Figure(
-            f"peak memory of a {name} ({high} beside {low})", peak[1], "MB", "<= 300 and flat: <= 1.15x",
-            peak[1] <= 300 and peak[1] <= 1.15 * peak[0], "the smaller model", peak[0], peak[1] / peak[0],
+            f"peak memory of a {name} ({high} beside {low})", peak[1], "MB", "<= 300 and flat: <= 1.25x",
+            peak[1] <= 300 and peak[1] <= 1.25 * peak[0], "the smaller model", peak[0], peak[1] / peak[0],
         )
         for name, peak in peaks.items()
     ]  # fmt: skip
@@ -367,7 +369,7 @@ def main() -> None:
         if options.only in {None, "shares"}:
             figures += training_figures(models) + shares(scratch, models, sizes)
         if options.only in {None, "commits"}:
-            figures += commits(scratch, sizes)
+            figures += commits(scratch, sizes, notes)
         if options.only in {None, "rebuilding"}:
             figures += rebuilding(models, sizes)
         if options.only in {None, "memory"}:

@@ -7,6 +7,8 @@ generated corpus (its `recipe.json` says how). From it, on other text - this pro
 * `adapter`: a LoRA of rank 16 on all seven linear layers of each block, trained and saved by PEFT;
 * `merged`: that adapter merged into the base by `modelyard.weights.merge_lora`.
 
+`write_model` writes files of any size, not trained: for times and memory, which do not depend on what the bytes say.
+
 Seeds and thread counts are fixed. `changes` says how far the fine-tune went, which is what its delta's size depends on.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["QUICK", "Training", "changes", "make_models"]
+__all__ = ["QUICK", "Training", "changes", "make_models", "write_model"]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -150,3 +153,24 @@ def _tensors(folder: Path) -> dict[str, NDArray[np.uint16]]:
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         return {name: file.get_tensor(name).view(torch.uint16).numpy().reshape(-1) for name in sorted(file.keys())}
+
+
+def write_model(folder: Path, count: int, tensor_bytes: int, *, prefix: str = "model", seed: int = 0) -> Path:
+    """A safetensors file of `count` bf16 tensors that all differ: one random block, shifted by the tensor's number."""
+    folder.mkdir(parents=True)
+    rows = tensor_bytes // 2 // 64
+    spans = {
+        f"{prefix}.layers.{i}.weight": {"dtype": "BF16", "shape": [rows, 64], "data_offsets": [i * rows * 128, (i + 1) * rows * 128]}
+        for i in range(count)
+    }  # fmt: skip
+    import numpy as np
+
+    header = json.dumps(spans, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    # Random below the exponent's top, so that no element is a NaN.
+    block = np.random.default_rng(seed).integers(0, 0x3F00, rows * 64, np.uint16)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for i in range(count):
+            file.write((block + np.uint16(i % 64) ^ np.uint16(i // 64 % 8192)).tobytes())
+    return folder
