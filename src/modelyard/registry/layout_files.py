@@ -86,7 +86,7 @@ def _pickle_all(folder: Path, stem: str, torch_stem: str) -> None:
 
 
 def _pickle(source: Path, target: Path) -> None:
-    """The tensors of a safetensors file as `torch.save` writes them; mapped, so that memory holds none of them."""
+    """The tensors of a safetensors file as `torch.save` writes them, from the mapped file."""
     import torch
     from safetensors import safe_open
 
