@@ -17,6 +17,8 @@ from modelyard.registry.intake import Contents
 from modelyard.registry.model import FileEntry
 from modelyard.registry.presence import held
 from modelyard.registry.taking import Pack, Taken, Taking, record
+from modelyard.registry.verified import Verified
+from modelyard.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +63,17 @@ def deposit(context: Context, files: Files, names: Iterable[str]) -> Deposit:
             found.append(taken)
             entries.append(FileEntry(name, digests.size, digests.blake3, digests.sha256, digests.git_blob))
         pack = taking.close()
+    _note(context, found)
     return Deposit(tuple(entries), tuple(found), pack, collections)
+
+
+def _note(context: Context, found: Iterable[Taken]) -> None:
+    """Remember that this boot has read these bytes, so that linking them out costs no second hash."""
+    verified = Verified(context.links)
+    # A path into another kind of store is a copy, which would have to be fetched.
+    for taken in found if isinstance(context.raw, LocalStore) else ():
+        if taken.whole:
+            verified.note(context.raw.file_path(taken.digests.blake3), taken.digests.blake3)
 
 
 def _take(taking: Taking, files: Files, name: str) -> Taken:
