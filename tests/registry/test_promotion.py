@@ -199,6 +199,22 @@ def test_a_gate_lets_only_evidence_pass(any_bench: Bench) -> None:
     assert yard.log(f"{REPO}@production")[0].detail["verdict"]["decision"] == "pass"
 
 
+@pytest.mark.row(15)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gate_refuses_weights_that_are_not_finite(any_bench: Bench, value: float) -> None:
+    """NaN and infinity are kept and counted; evidence or not, a gated alias does not move to them unless its gate allows it."""
+    bench, yard = any_bench, gated(any_bench)
+    data, made = bench.data(), bench.model(value)
+    yard.set_gate(REPO, "production", {"min": 0.5})
+    yard.add_report(made, report(made, [True] * 20, data))
+    for _ in range(2):  # the second time from the record
+        with pytest.raises(GateRefusedError, match="NaN or infinity") as error:
+            yard.promote(made, "production")
+        assert (error.value.code, error.value.details["nonfinite"]) == ("nonfinite", {"model.safetensors": 12})
+    yard.set_gate(REPO, "production", {"min": 0.5, "allow_nonfinite": True})
+    assert yard.promote(made, "production").version == made
+
+
 def test_a_gate_compares_with_the_incumbent(bench: Bench) -> None:
     """`incumbent` is the alias's holder: the first passes, a later one must be better."""
     yard = gated(bench)

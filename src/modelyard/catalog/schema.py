@@ -126,6 +126,8 @@ files = Table(
     Column("cut", TEXT_C),
     Column("whole", Integer, nullable=False),
     Column("used_at", TEXT_C),
+    # How many elements of its tensors are NaN or infinite; NULL until somebody looked.
+    Column("nonfinite", BigInteger),
 )
 
 segments = Table(

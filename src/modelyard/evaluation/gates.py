@@ -43,6 +43,7 @@ class Gate(BaseModel):
         alpha: Significance level of that test, two-sided.
         task: Only reports of this task count; None means every task that was evaluated.
         dataset: Only reports on this data set version count.
+        allow_nonfinite: Let weights pass that hold NaN or infinity. The registry looks at them, not the judge.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class Gate(BaseModel):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     task: str | None = None
     dataset: str | None = None
+    allow_nonfinite: bool | None = None
 
     @model_validator(mode="after")
     def _ask_for_something(self) -> Gate:

@@ -16,6 +16,7 @@ from modelyard.catalog import refs, repos, versions
 from modelyard.digest import Digest
 from modelyard.errors import BusyError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, YardError
 from modelyard.points import reach
+from modelyard.registry.finiteness import refuse_nonfinite
 from modelyard.registry.leases import lease
 from modelyard.registry.lineage import base_record
 from modelyard.registry.model import FileEntry, Promotion, Version, version_of
@@ -145,6 +146,8 @@ def judge(context: Context, record: VersionRecord, alias: str, holder: RefRecord
             hint=f"evaluate it on more rows: yard eval {name}" if verdict.decision == "more" else f"yard show {name}",
             verdict=verdict.to_dict(),
         )
+    if not rule.get("allow_nonfinite", False):
+        refuse_nonfinite(context, record, alias)
     return verdict.to_dict()
 
 

@@ -62,6 +62,7 @@ def _files() -> None:
         sa.Column("cut", _TEXT, nullable=True),
         sa.Column("whole", sa.Integer(), nullable=False),
         sa.Column("used_at", _TEXT, nullable=True),
+        sa.Column("nonfinite", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_files")),
     )
 
