@@ -255,13 +255,13 @@ def test_two_hosts_compact_one_segment_against_different_bases(bench: Bench, row
     source = folder(bench, tuned(weights()))
     made = bench.yard.commit(source, "team/model", from_=[("finetuned", base)])
     bench.yard.commit(folder(bench, tuned(weights(), 2)), "team/model")
-    other, seen = bench.open(), []
+    other, seen = bench.open(), list[str]()
 
     def meanwhile(point: str) -> None:
         if point == "compact.verified" and not seen:
             seen.append(point)
             bench.yard.delete("team/base@v1", force=True)  # so the other host finds another delta base
-            seen.append(other.compact(idle_days=0, least_rate=0))
+            other.compact(idle_days=0, least_rate=0)
 
     with at(meanwhile):
         first = squeeze(bench)
@@ -276,7 +276,7 @@ def test_two_hosts_with_deltas_both_ways_make_no_ring(bench: Bench, rows: Any) -
     a, b = folder(bench, weights()), folder(bench, tuned(weights()))
     one, two = bench.yard.commit(a, "team/model"), bench.yard.commit(b, "team/model")
     outdate(bench)
-    other, seen = bench.open(), []
+    other, seen = bench.open(), list[str]()
 
     def meanwhile(point: str) -> None:
         if point == "compact.verified" and not seen:
@@ -430,3 +430,30 @@ def test_progress_ends_at_everything(bench: Bench) -> None:
     squeeze(bench, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_a_dead_file_that_one_live_segment_is_left_in_is_let_go(bench: Bench) -> None:
+    """A deleted version's whole file stays for a header that another file shares; compaction moves the header, and the file goes."""
+    dead = bench.yard.commit(folder(bench, weights(1)), "team/dead")
+    outdate(bench, "team/dead")
+    source = folder(bench, weights(2))
+    made = bench.yard.commit(source, "team/model")
+    bench.yard.delete(dead.name)
+    entry = dead.file("model.safetensors")
+    assert entry is not None
+    squeeze(bench)
+    bench.yard.collect(now=True, force=True)
+    assert not bench.store.has_file(entry.blake3)
+    assert contents(bench.yard, made) == on_disk(source)
+
+
+def test_check_finds_nothing_wrong_after_a_compaction_and_a_collection(bench: Bench) -> None:
+    """Every row agrees with its pack's index, every byte with its digest, raw segments too."""
+    bench.yard.commit(bench.write({"noise.bin": bytes(range(256)) * 4}), "datasets/team/noise")
+    outdate(bench, "datasets/team/noise")
+    base = bench.yard.commit(folder(bench, weights()), "team/base", kind="base")
+    bench.yard.commit(folder(bench, tuned(weights())), "team/model", from_=[("finetuned", base)])
+    outdate(bench)
+    squeeze(bench)
+    bench.yard.collect(now=True, force=True)
+    assert bench.yard.check(read_data=True).findings == ()
