@@ -109,7 +109,7 @@ class Delivery:
                 Path(folder),
                 link=link,
                 base=beneath,
-                verified=_verified.Verified(self._context.links),
+                verified=_verified.verified_beside(self._context.links),
             )
 
     def base_of(self, version: str | Version) -> Version:

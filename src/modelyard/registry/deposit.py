@@ -17,7 +17,7 @@ from modelyard.registry.intake import Contents
 from modelyard.registry.model import FileEntry
 from modelyard.registry.presence import held
 from modelyard.registry.taking import Pack, Taken, Taking, record
-from modelyard.registry.verified import Verified
+from modelyard.registry.verified import verified_beside
 from modelyard.store import LocalStore
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def deposit(context: Context, files: Files, names: Iterable[str]) -> Deposit:
 
 def _note(context: Context, found: Iterable[Taken]) -> None:
     """Remember that this boot has read these bytes, so that linking them out costs no second hash."""
-    verified = Verified(context.links)
+    verified = verified_beside(context.links)
     # A path into another kind of store is a copy, which would have to be fetched.
     for taken in found if isinstance(context.raw, LocalStore) else ():
         if taken.whole:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from modelyard.digest import Digest
 
-__all__ = ["Verified"]
+__all__ = ["Verified", "verified_beside"]
 
 _PREFIX = ".verified-"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -76,6 +76,11 @@ class Verified:
         except OSError:
             return None
         return self._folder / f"{_PREFIX}{boot}" if self._folder is not None and boot else None
+
+
+def verified_beside(links: Path | None) -> Verified:
+    """The notes of a yard: in a folder of their own beside the one with its links."""
+    return Verified(links.with_name("verified") if links is not None else None)
 
 
 def _line(path: Path, digest: Digest) -> str | None:
