@@ -25,6 +25,7 @@ __all__ = [
     "Piece",
     "find",
     "forget",
+    "of_size",
     "pieces",
     "pieces_of",
     "record",
@@ -86,6 +87,15 @@ def find(connection: Connection, digests: Iterable[str]) -> dict[str, FileRow]:
                 row.digest, row.size, row.sha256, row.git_blob, row.cut, bool(row.whole), row.used_at
             )
     return found
+
+
+def of_size(connection: Connection, size: int, *, limit: int) -> list[FileRow]:
+    """Up to `limit` files of this size in bytes, whole ones first, else in order of their digests."""
+    query = select(files).where(files.c.size == size).order_by(files.c.whole.desc(), files.c.digest).limit(limit)
+    return [
+        FileRow(row.digest, row.size, row.sha256, row.git_blob, row.cut, bool(row.whole), row.used_at)
+        for row in connection.execute(query)
+    ]
 
 
 def record(tx: Transaction, rows: Iterable[FileRow]) -> None:

@@ -170,7 +170,10 @@ def parse_header(text: bytes, data_size: int, label: str, *, limits: Limits | No
     metadata = _check_metadata(entries.pop("__metadata__", {}), label, limits)
     if len(entries) > limits.tensors:
         _refuse(label, "too_many_tensors", f"its header names {len(entries)} tensors, more than {limits.tensors}")
-    tensors = {name: _check_tensor(name, entry, label, limits) for name, entry in entries.items()}
+    tensors = {
+        name: _plain_tensor(name, entry, limits) or _check_tensor(name, entry, label, limits)
+        for name, entry in entries.items()
+    }
     _check_layout(tensors, data_size, label)
     return Header(tensors, metadata, 8 + len(text))
 
@@ -232,6 +235,33 @@ def _check_metadata(found: Any, label: str, limits: Limits) -> dict[str, str]:
     if sum(len(key) + len(value) for key, value in found.items()) > limits.metadata:
         _refuse(label, "bad_metadata", f"its `__metadata__` is larger than {limits.metadata} bytes")
     return found
+
+
+def _plain_tensor(name: str, entry: Any, limits: Limits) -> TensorInfo | None:
+    """A tensor that breaks no rule, as nearly all are, in a fraction of the time; None leaves it to `_check_tensor`."""
+    if not (isinstance(entry, dict) and len(entry) == 3 and name.isascii() and name.isprintable()):
+        return None
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    dtype = entry.get("dtype")
+    if type(shape) is not list or type(offsets) is not list or type(dtype) is not str or len(offsets) != 2:
+        return None
+    bits = BITS.get(dtype, 0)
+    total = bits
+    for size in shape:
+        if type(size) is not int or size <= 0:
+            return None
+        total *= size
+    start, end = offsets
+    sound = (
+        0 < len(name) <= limits.name
+        and len(shape) <= limits.dimensions
+        and type(start) is int
+        and type(end) is int
+        and start >= 0
+        and 0 < total < _MOST
+        and total == (end - start) * 8
+    )
+    return TensorInfo(dtype, tuple(shape), start, end) if sound else None
 
 
 def _check_tensor(name: str, entry: Any, label: str, limits: Limits) -> TensorInfo:
