@@ -231,9 +231,12 @@ def _mark(work: _Work) -> None:
         by_area: dict[str, set[str]] = {}
         for area, name in garbage:
             by_area.setdefault(area, set()).add(name)
+        known = {(each.area, each.name): each for each in candidates.listing(tx.connection)}
+        for area, name in known:
+            # Also those that are not listed: an interrupted sweep unlinked them, and their rows are left.
+            by_area.setdefault(area, set()).add(name)
         # Asked again: somebody may have come to need something since the listing.
         still = {(a, n) for a, names in by_area.items() for n in names - needed(tx.connection, a, names)}
-        known = {(each.area, each.name): each for each in candidates.listing(tx.connection)}
         future = {key for key, each in known.items() if datetime.fromisoformat(each.marked_at) > at + _FUTURE}
         candidates.unmark(tx, known.keys() - still)
         new = still - known.keys()

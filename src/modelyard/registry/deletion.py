@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelyard.catalog import Transaction, deployments, refs, removal, versions
+from modelyard.catalog import Transaction, deployments, files, refs, removal, versions
 from modelyard.errors import ConflictError, NotFoundError, RefError
 from modelyard.registry.model import Deletion, Version, version_of
 from modelyard.registry.names import shown
+from modelyard.registry.presence import held
 from modelyard.registry.reference import Reference
 from modelyard.registry.resolve import find_record, find_repo
 
@@ -117,11 +118,26 @@ def undelete(context: Context, reference: str | Version) -> Version:
         repo = find_repo(tx.connection, parsed)
         record = find_record(tx.connection, repo, parsed, deleted=True)
         if record.deleted:
-            gone = [file.path for file in version_of(record).files if not context.store.has_file(file.blake3)]
+            gone = "its bytes were collected" if record.collected else _lost(context, tx.connection, record)
             if gone:
                 raise NotFoundError(
-                    f"`{version_of(record).name}` cannot come back: its bytes were collected ({gone[0]})"
+                    f"`{version_of(record).name}` cannot come back: {gone}", hint="commit its files again"
                 )
             versions.set_deleted(tx, record.seq, deleted=False)
             tx.record("undelete", repo=repo.key, version=record.id, detail={"number": record.number})
         return version_of(versions.load(tx.connection, [record.seq])[0])
+
+
+def _lost(context: Context, connection: Connection, record: VersionRecord) -> str:
+    """What of a version is not there any more, by looking: an interrupted collection may have begun to remove it."""
+    rows = files.find(connection, [file.blake3 for file in record.files])
+    for entry in version_of(record).files:
+        row = rows.get(entry.blake3)
+        if row is None or row.whole:
+            there = context.raw.has_file(entry.blake3)
+        else:
+            names = {piece.segment for piece in files.pieces(connection, entry.blake3)}
+            there = held(connection, context.raw, names) == names
+        if not there:
+            return f"the bytes of `{entry.path}` were collected"
+    return "" if context.raw.has("manifests", version_of(record).id) else "its manifest was collected"
