@@ -45,14 +45,12 @@ _RECORD = text(
     "cut = coalesce(files.cut, excluded.cut), git_blob = coalesce(files.git_blob, excluded.git_blob), "
     "used_at = coalesce(excluded.used_at, files.used_at)"
 )
-_SEGMENT = text(
-    "INSERT INTO segments (digest, size, \"offset\", length, params, depth) VALUES (:digest, :size, 0, 0, '{}', 0) "
-    "ON CONFLICT (digest) DO NOTHING"
+# By the driver's own words and in tuples: SQLAlchemy takes three times as long for a model of 18,000 tensors.
+_SEGMENT = (
+    'INSERT INTO segments (digest, size, "offset", length, params, depth) '
+    "VALUES ({0}, {0}, 0, 0, '{{}}', 0) ON CONFLICT (digest) DO NOTHING"
 )
-_PIECE = text(
-    'INSERT INTO file_segments (file, "position", segment, start, size) '
-    "VALUES (:file, :position, :segment, :start, :size)"
-)
+_PIECE = 'INSERT INTO file_segments (file, "position", segment, start, size) VALUES ({0}, {0}, {0}, {0}, {0})'
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +130,10 @@ def record_pieces(tx: Transaction, file: str, pieces: Sequence[Piece]) -> None:
     known = select(file_segments.c.position).where(file_segments.c.file == file).limit(1)
     if not pieces or tx.connection.execute(known).first() is not None:
         return
-    rows = [
-        {"file": file, "position": piece.position, "segment": piece.segment, "start": piece.start, "size": piece.size}
-        for piece in pieces
-    ]
-    tx.connection.execute(_SEGMENT, [{"digest": piece.segment, "size": piece.size} for piece in pieces])
-    tx.connection.execute(_PIECE, rows)
+    mark = "?" if tx.connection.dialect.paramstyle == "qmark" else "%s"
+    tx.connection.exec_driver_sql(_SEGMENT.format(mark), [(piece.segment, piece.size) for piece in pieces])
+    rows = [(file, piece.position, piece.segment, piece.start, piece.size) for piece in pieces]
+    tx.connection.exec_driver_sql(_PIECE.format(mark), rows)
 
 
 def set_whole(tx: Transaction, digests: Iterable[str], whole: bool) -> None:
