@@ -180,7 +180,7 @@ def changed(path: Path) -> InputError:
 def _unreadable(error: OSError, path: Path) -> Exception:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return IntegrityError(
-            f"`{path.name[:12]}` is not in the store: `{path}` is missing",
+            f"`{path.name[:12]}` is not in the store: `{path}` is missing{_put_aside(path)}",
             hint="commit the file again, or copy it from a backup of the yard",
             code="missing",
             path=str(path),
@@ -202,3 +202,13 @@ def _damaged(path: Path, found: str) -> IntegrityError:
         path=str(path),
         found=found,
     )
+
+
+def _put_aside(path: Path) -> str:
+    """Where `check --repair` moved a damaged object, in words; nothing where it did not."""
+    # An object lies in its area's folder or one below.
+    for area in path.parents[:2]:
+        aside = area.parent / "quarantine" / f"{area.name}-{path.name}"
+        if aside.exists():
+            return f"; it was damaged, and lies in `{aside}`"
+    return ""
