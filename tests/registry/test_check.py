@@ -100,7 +100,7 @@ def test_a_sound_yard_has_no_findings(any_bench: Bench) -> None:
 MISSING: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: path.unlink(),
     "wrong_size": lambda path: overwrite(path, path.read_bytes() + b"x"),
-    "not_regular": lambda path: (path.rename(path.with_name("elsewhere")), path.symlink_to("elsewhere")),
+    "not_regular": lambda path: path.symlink_to(path.rename(path.with_name("elsewhere")).name),
 }
 
 
