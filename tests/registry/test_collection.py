@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -338,3 +339,24 @@ def test_folders_beside_the_store_go_too(bench: Bench) -> None:
     assert [folder.exists() for folder in folders] == [True, False]
     assert [path.name for path in (bench.root / "runs" / "scratch").iterdir()] == ["unknown"]
     assert done.left == 1
+
+
+def test_deleting_one_of_several_with_an_equal_header_frees_its_bytes(any_bench: Bench) -> None:
+    """A header that two whole files share keeps neither for the other: `du` says what goes, and it goes."""
+    rng = np.random.default_rng(5)
+    made = []
+    for repo in ("team/one", "team/two"):
+        folder = any_bench.write({"config.json": json.dumps({"model_type": "llama"})})
+        save_file({"weight": rng.standard_normal((160, 160), dtype=np.float32)}, folder / "model.safetensors")
+        made.append(any_bench.yard.commit(folder, repo, kind="base"))
+    one, two = (version.file("model.safetensors") for version in made)
+    assert one is not None
+    assert two is not None
+    freed = {repo.name: repo.freed for repo in any_bench.yard.usage().repos}
+    assert freed["team/one"] >= one.size
+    any_bench.yard.delete(made[0].name, force=True)
+    done = any_bench.yard.collect(now=True, force=True)
+    assert not any_bench.store.has_file(one.blake3)
+    assert any_bench.store.has_file(two.blake3)
+    assert done.freed >= one.size
+    assert [finding for finding in any_bench.yard.check(read_data=True).findings if finding.level != "info"] == []

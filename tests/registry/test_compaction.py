@@ -433,7 +433,7 @@ def test_progress_ends_at_everything(bench: Bench) -> None:
 
 
 def test_a_dead_file_that_one_live_segment_is_left_in_is_let_go(bench: Bench) -> None:
-    """A deleted version's whole file stays for a header that another file shares; compaction moves the header, and the file goes."""
+    """A deleted version's whole file, whose header another file shares, goes after a compaction, and the other reads as before."""
     dead = bench.yard.commit(folder(bench, weights(1)), "team/dead")
     outdate(bench, "team/dead")
     source = folder(bench, weights(2))

@@ -97,8 +97,22 @@ def _live_whole_files(connection: Connection) -> set[str]:
     return set(connection.execute(query).scalars())
 
 
+def _in_no_live_file() -> ColumnElement[bool]:
+    """For a segment: no live file that is whole has it, so that a dead one may be its only home."""
+    lies, home, had, has = (table.alias() for table in (file_segments, files, version_files, versions))
+    query = (
+        select(lies.c.file)
+        .join(home, home.c.digest == lies.c.file)
+        .join(had, had.c.blake3 == lies.c.file)
+        .join(has, has.c.seq == had.c.version_seq)
+        .where(lies.c.segment == segments.c.digest, home.c.whole == 1)
+    )
+    deployed = exists(select(deployments.c.id).where(deployments.c.version_seq == has.c.seq))
+    return ~exists(query.where((has.c.deleted == _LIVE) | deployed))
+
+
 def _sole_homes(connection: Connection) -> set[str]:
-    """Whole files that are not live but have a live segment which is nowhere else."""
+    """Whole files that are not live but have a live segment which is in no whole file that is live."""
     has = (
         select(version_files.c.blake3)
         .join(versions, versions.c.seq == version_files.c.version_seq)
@@ -108,7 +122,7 @@ def _sole_homes(connection: Connection) -> set[str]:
         select(files.c.digest, file_segments.c.segment)
         .join(file_segments, file_segments.c.file == files.c.digest)
         .join(segments, segments.c.digest == file_segments.c.segment)
-        .where(files.c.whole == 1, segments.c.encoding.is_(None), ~exists(has))
+        .where(files.c.whole == 1, segments.c.encoding.is_(None), ~exists(has), _in_no_live_file())
     )
     rows = connection.execute(query).all()
     live = live_segments(connection) if rows else set()
@@ -127,7 +141,9 @@ def _needed_of(connection: Connection, chunk: list[str]) -> set[str]:
         select(file_segments.c.file.label("start"), file_segments.c.segment)
         .join(files, files.c.digest == file_segments.c.file)
         .join(segments, segments.c.digest == file_segments.c.segment)
-        .where(file_segments.c.file.in_(rest), files.c.whole == 1, segments.c.encoding.is_(None))
+        .where(
+            file_segments.c.file.in_(rest), files.c.whole == 1, segments.c.encoding.is_(None), _in_no_live_file()
+        )
     )
     return needed | _reaching_live(connection, start)
 

@@ -92,12 +92,24 @@ class Accounts:
             owner_or_none = found.needed_segments.get(name)
             for source in self.inputs.get(name, ()) if owner_or_none is not None else ():
                 _claim(found.needed_segments, source, owner_or_none or 0)
+        self._claim_homes(found)
+        return found
+
+    def _claim_homes(self, found: Claims) -> None:
+        """A segment that is nowhere but in the whole files of one owner keeps those for whoever needs it."""
+        homes: dict[str, list[str]] = {}
         for file, line in self.files.items():
             for segment in self.pieces.get(file, ()) if line.whole else ():
-                owner_or_none = found.needed_segments.get(segment)
-                if owner_or_none is not None and self.segments[segment].encoding is None:
-                    _claim(found.needed_files, file, owner_or_none)
-        return found
+                if segment in found.needed_segments and self.segments[segment].encoding is None:
+                    homes.setdefault(segment, []).append(file)
+        had = dict(found.had_files)
+        for segment, files in homes.items():
+            owners = {had[file] for file in files if file in had}
+            if len(owners) > 1 or SEVERAL in owners:
+                continue  # whichever owner goes, another's file is left
+            for file in files:
+                if file in had or not owners:
+                    _claim(found.needed_files, file, found.needed_segments[segment])
 
     def units(self, files: Iterable[str]) -> tuple[set[str], set[str]]:
         """What is stored of these files: those that are whole, and those of their segments that have a payload."""
