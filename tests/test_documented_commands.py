@@ -19,6 +19,7 @@ from processes import YARD, Quickstart
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 FIRST_STEPS = ROOT / "docs" / "start" / "first-steps.md"
+KEEP = ROOT / "docs" / "guides" / "keep-a-yard.md"
 GUIDE = ROOT / "docs" / "guides" / "your-own-data.md"
 
 pytestmark = pytest.mark.xdist_group("quickstart")
@@ -68,7 +69,7 @@ def serve(words: list[str], quickstart: Quickstart, folder: Path) -> subprocess.
     return subprocess.CompletedProcess(words, process.returncode, said + out, err)
 
 
-@pytest.mark.parametrize("page", [README, FIRST_STEPS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, FIRST_STEPS, KEEP], ids=lambda page: page.name)
 def test_every_command_of_the_page_works(page: Path, quickstart: Quickstart, tmp_path: Path) -> None:
     """The commands of the page, in order, do what the page says."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
