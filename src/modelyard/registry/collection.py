@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from modelyard.catalog import candidates, counters, leases, liveness, removal
 from modelyard.catalog.transaction import moment
@@ -19,6 +19,7 @@ from modelyard.digest import Digest
 from modelyard.errors import ConflictError, IntegrityError, NotFoundError
 from modelyard.points import reach
 from modelyard.registry import scratch
+from modelyard.registry.collection_outcome import AREAS, Collection, Waiting
 from modelyard.registry.leases import Watch
 
 if TYPE_CHECKING:
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
     from modelyard.catalog.candidates import Candidate, Name
     from modelyard.catalog.leases import LeaseRecord
     from modelyard.registry.context import Context
-    from modelyard.store.base import ObjectArea
 
 __all__ = ["AREAS", "Collection", "Waiting", "collect", "needed"]
-
-AREAS: tuple[ObjectArea, ...] = ("files", "packs", "manifests", "reports")
-"""The store's objects."""
 
 _ORDER = ("scratch", "links", "reports", "manifests", "files", "packs")
 _BATCH = 50  # objects that one transaction unlinks: other writers wait for it
@@ -44,60 +41,6 @@ _MANY = 2000  # names from which asking for everything is cheaper than asking fo
 _SMALL_YARD = 20
 _POLL_SECONDS = 0.25
 _FUTURE = timedelta(minutes=5)  # by how much the clocks of two hosts may differ
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A lease that a collection waits for, or did not wait for any longer: what for, and whose (`host:pid:started`)."""
-
-    purpose: str
-    owner: str
-    since: str
-
-
-@dataclass(frozen=True)
-class Collection:
-    """What a collection did, or with `dry_run` would do.
-
-    Attributes:
-        marked: Objects that nothing needs and that were not marked before.
-        removed: How many objects went, by area; `links` and `scratch` are folders beside the store, `tmp` is what dead
-            writers left.
-        freed: Bytes of the objects that went; one that is linked elsewhere too frees nothing yet.
-        left: Objects that are marked and wait for the grace period or for leases.
-        collected: Ids of the deleted versions that cannot come back any more.
-        waiting: The leases that kept objects from going.
-        future: Marks from the future, by this machine's clock: they were made anew.
-        dry_run: Whether nothing was done.
-    """
-
-    marked: int
-    removed: dict[str, int]
-    freed: int
-    left: int
-    collected: tuple[str, ...]
-    waiting: tuple[Waiting, ...]
-    future: int
-    dry_run: bool
-
-    @property
-    def objects(self) -> int:
-        """How many of the store's objects went."""
-        return sum(self.removed.get(area, 0) for area in AREAS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The collection as plain JSON values."""
-        return {
-            "marked": self.marked,
-            "removed": dict(self.removed),
-            "objects": self.objects,
-            "freed": self.freed,
-            "left": self.left,
-            "collected": list(self.collected),
-            "waiting": [{"purpose": w.purpose, "owner": w.owner, "since": w.since} for w in self.waiting],
-            "future": self.future,
-            "dry_run": self.dry_run,
-        }
 
 
 @runtime_checkable
