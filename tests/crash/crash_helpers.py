@@ -18,7 +18,7 @@ from modelyard.weights import FolderFiles, merge_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from contextlib import _GeneratorContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -128,7 +128,7 @@ class MortalCatalog(Catalog):
         super().__init__(url)
         self._life = life
 
-    def write(self, *, author: str, at: datetime) -> AbstractContextManager[Transaction]:
+    def write(self, *, author: str, at: datetime) -> _GeneratorContextManager[Transaction]:
         """As `Catalog.write`."""
         self._life.check()
         return super().write(author=author, at=at)

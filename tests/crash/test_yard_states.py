@@ -329,7 +329,7 @@ def _run(family: dict[str, Content], *, postgres: bool, examples: int, steps: in
         pass
 
     Machine.family, Machine.postgres = family, postgres
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis publishes none for it
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=examples,

@@ -68,6 +68,7 @@ def test_a_target_that_holds_something_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("link", [False, True])
+@pytest.mark.row(42, 18)
 def test_a_damaged_object_is_never_served(bench: Bench, link: bool) -> None:
     """A promise: a flipped bit is an IntegrityError on read, path, checkout and linked folder, and nothing is left behind."""
     made = bench.yard.commit(bench.write({"a.txt": "1", "b.txt": "22"}), DATA)

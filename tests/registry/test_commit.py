@@ -58,6 +58,7 @@ def test_the_id_is_the_digest_of_the_manifest(bench: Bench) -> None:
     assert made.id == "8f024f063b95adc79fba3d25ab6a6aba6d6800265e91b7ff31fd7629efb79f36"
 
 
+@pytest.mark.row(36)
 def test_a_retried_commit_makes_no_second_version(any_bench: Bench) -> None:
     """The same tree with the same lineage and kind is the head of the branch, whatever its message."""
     bench = any_bench
@@ -331,6 +332,7 @@ def test_an_ambiguous_digest_lists_its_candidates(bench: Bench, monkeypatch: pyt
     assert one.id.short in (error.value.hint or "")
 
 
+@pytest.mark.row(30, 31)
 def test_metadata_is_data(any_bench: Bench) -> None:
     """SQL, templates and shell text in messages and metadata come back as they went in."""
     text = "1.0'; DROP TABLE versions;-- {{7*7}} $(id) \u202e é 漢 =cmd()"

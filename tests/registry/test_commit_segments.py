@@ -178,8 +178,8 @@ def test_what_is_collected_before_the_transaction_is_stored_again(
     digest = one.files[0].blake3
     real, calls = deposits.deposit, []
 
-    def collected_after(*given: Any) -> Any:
-        made = real(*given)
+    def collected_after(*given: Any, **options: Any) -> Any:
+        made = real(*given, **options)
         calls.append(made)
         if len(calls) == 1:
             bench.store.remove("files", digest)
@@ -197,8 +197,8 @@ def test_a_collection_of_other_things_does_not_disturb_a_commit(bench: Bench, mo
     """The counter alone does not make a commit start over: it looks whether its own objects are there."""
     real, calls = deposits.deposit, []
 
-    def counted(*given: Any) -> Any:
-        calls.append(real(*given))
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(real(*given, **options))
         with bench.yard._context.change() as tx:
             tx.next("collections")
         return calls[-1]
