@@ -1,4 +1,4 @@
-"""`yard import`, `commit`, `ls`, `show` and `checkout`."""
+"""`yard import`, `commit`, `ls`, `show`, `path` and `card`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modelyard.cli.options import Home, key_values, with_json, with_yard
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
 
-__all__ = ["card", "checkout", "commit", "import_", "ls", "path", "show", "version_json"]
+__all__ = ["card", "commit", "import_", "ls", "path", "show", "version_json"]
 
 KINDS = ("base", "finetuned", "adapter", "merged", "quantized", "exported")
 
@@ -238,35 +238,6 @@ def _report_line(report: dict[str, Any]) -> str:
         interval = report.get("interval", {}).get(name)
         figures.append(f"{name} {value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""))
     return f"{report['task']['name']} on {report.get('file', 'data')}, n={report['n']}: {', '.join(figures)}"
-
-
-@click.command()
-@click.argument("reference")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--link", is_flag=True, help="Hard links to the stored, read-only files instead of copies.")
-@click.option(
-    "--base/--no-base", default=None, help="An adapter with its base inside (default: when the base is known)."
-)
-@with_yard
-@with_json
-def checkout(reference: str, folder: Path, link: bool, base: bool | None, home: Home, as_json: bool) -> None:
-    """Write a version's files to FOLDER, which must be new or empty: any library loads it from there, offline.
-
-    An adapter comes with its base in FOLDER/base, and its adapter_config.json names that folder; the other files are what
-    was committed. With --link, files that this boot has verified are not read again.
-
-    \b
-    Examples:
-      yard checkout team/intents@production ./model
-      yard checkout team/adapter@v2 ./adapter --no-base
-    """
-    yard = home.open()
-    version = yard.resolve(reference)
-    written = yard.checkout(version, folder, link=link, base=base)
-    if as_json:
-        output.json_object(version_json(version, folder=str(folder), files=[str(path) for path in written]))
-    else:
-        output.note(f"{version.name}: {len(written)} files in {folder}")
 
 
 @click.command()
