@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from modelyard.registry.findings import CheckReport, Finding
     from modelyard.registry.imports import Imported, Skipped
     from modelyard.registry.layout_writing import WrittenLayout
-    from modelyard.registry.rebuild import Rebuilt, rebuild
+    from modelyard.registry.rebuild import Rebuilt
     from modelyard.registry.savings import Compaction
     from modelyard.registry.signing import Signed
     from modelyard.registry.usage import Usage
@@ -79,7 +79,6 @@ __all__ = [
     "Version",
     "WrittenLayout",
     "Yard",
-    "rebuild",
 ]
 
 # What few programs need is imported when it is asked for: listing a yard should not pay for it.
@@ -96,7 +95,6 @@ _HOME = {
     "Skipped": "imports",
     "Usage": "usage",
     "WrittenLayout": "layout_writing",
-    "rebuild": "rebuild",
 }
 
 
