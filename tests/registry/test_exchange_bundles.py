@@ -169,6 +169,20 @@ def test_lineage_never_fails_because_of_a_branch(bench: Bench, other: Bench, tmp
     assert other.yard.resolve(f"team/base@unpacked-{base.id[:12]}").id == base.id
 
 
+def test_an_adapter_of_the_same_repo_leaves_the_branch_to_what_was_asked_for(
+    bench: Bench, other: Bench, tmp_path: Path
+) -> None:
+    """An adapter and its merge in one repo, on two branches, enter a yard that has neither: `main` is the merge."""
+    base = bench.model(0.0, "team/base", kind="base")
+    adapter = bench.model(1.0, "team/model", kind="adapter", from_=[base], branch="adapter")
+    made = bench.model(2.0, "team/model", kind="merged", from_=[base, adapter])
+    bench.yard.pack(made, tmp_path / "b.tar", with_lineage=True)
+    other.yard.unpack(tmp_path / "b.tar")
+    assert other.yard.resolve("team/model").id == made.id
+    assert other.yard.resolve(f"team/model@unpacked-{adapter.id[:12]}").id == adapter.id
+    assert other.yard.resolve("team/base").id == base.id
+
+
 def test_another_repo(bench: Bench, other: Bench, tmp_path: Path) -> None:
     """`to` names another repo of the same type; one of the other type is refused."""
     version = bench.model(1.0)

@@ -87,9 +87,10 @@ def adopt(
     check_ref_name(branch)
     _check(consignment, reports, to)
     for _ in range(_ATTEMPTS):
+        # Before the lease: a sweep that finds a younger lease than its own last count counts once more.
+        with context.catalog.read() as connection:
+            collected = counters.current(connection, "collections")
         with lease(context, purpose) as beat:
-            with context.catalog.read() as connection:
-                collected = counters.current(connection, "collections")
             stored = fill(beat)
             _check_files(context.raw, consignment, stored)
             for data in [*(parcel.data for parcel in consignment.parcels), *consignment.context.values()]:
@@ -196,7 +197,8 @@ def _write(
             principal = parcel.id == consignment.version
             name = to.repo if principal and to is not None else parcel.repo
             repo = repos.ensure(tx, parcel.repo_type, name)
-            made[parcel.id] = _adopt_one(tx, repo, parcel, stored, branch=branch if principal else None)
+            aside = not principal and _is_beside(consignment, parcel, name, to)
+            made[parcel.id] = _adopt_one(tx, repo, parcel, stored, branch=branch if principal else None, aside=aside)
             for digest in parcel.reports:
                 _note_report(tx, made[parcel.id], parcel, digest, reports)
         named = {digest for parcel in consignment.parcels for digest in parcel.manifest.named()}
@@ -229,6 +231,13 @@ def _in_order(consignment: Consignment) -> list[Parcel]:
     return order
 
 
+def _is_beside(consignment: Consignment, parcel: Parcel, repo: str, to: Reference | None) -> bool:
+    """Whether what comes along lies in the repo of what was asked for and would take its branch without being its parent."""
+    asked = consignment.principal
+    same = (parcel.repo_type, repo) == (asked.repo_type, to.repo if to is not None else asked.repo)
+    return same and parcel.id != asked.manifest.parent
+
+
 def _adopt_one(
     tx: Transaction,
     repo: RepoRecord,
@@ -236,13 +245,17 @@ def _adopt_one(
     stored: Mapping[Digest, FileDigests],
     *,
     branch: str | None,
+    aside: bool,
 ) -> VersionRecord:
-    """A version's rows, if the repo does not have it yet, and its branch; without `branch` it comes along as lineage."""
+    """A version's rows, if the repo does not have it yet, and its branch; without `branch` it comes along as lineage.
+
+    `aside` gives it a branch of its own in any case.
+    """
     by_digest = versions.load(tx.connection, versions.by_digest(tx.connection, [parcel.id]))
     known = next((record for record in by_digest if record.repo == repo), None)
     if known is not None and not known.deleted and branch is None:
         return known
-    name, head, moves = _branch(tx, repo, parcel, branch)
+    name, head, moves = (_own_branch(parcel), None, True) if aside else _branch(tx, repo, parcel, branch)
     if known is not None and not known.deleted and not moves:
         return known
     if known is None:
@@ -274,13 +287,17 @@ def _branch(tx: Transaction, repo: RepoRecord, parcel: Parcel, branch: str | Non
             return name, found.version_id, True
     if branch is None:
         # What comes along as lineage must not fail because of a name: it gets one that nobody else has.
-        return f"unpacked-{parcel.id[:12]}", None, True
+        return _own_branch(parcel), None, True
     what = f"is at v{found.number}" if found.type == "branch" else f"is a {found.type}"
     raise ConflictError(
         f"`{name}` of `{repo.name}` {what}, and version {parcel.id.short[:12]} does not follow it",
         hint="give another branch: --branch NAME",
         head=found.version_id,
     )
+
+
+def _own_branch(parcel: Parcel) -> str:
+    return f"unpacked-{parcel.id[:12]}"
 
 
 def _contains(tx: Transaction, repo: RepoRecord, head: str, digest: str) -> bool:
