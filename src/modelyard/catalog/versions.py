@@ -241,7 +241,7 @@ def in_repo(
     deleted: bool = False,
     where: Mapping[str, str] | None = None,
 ) -> list[VersionRecord]:
-    """A repo's versions, highest number first, with numbers below `before`; three queries, however many there are.
+    """A repo's versions, highest number first, with numbers below `before`; a fixed number of queries to a page.
 
     Args:
         connection: A transaction.
@@ -264,6 +264,9 @@ def in_repo(
     query = query.order_by(versions.c.number.desc())
     if limit is not None:
         query = query.limit(limit)
+    if where:
+        # SQLite walks the repo to filter it, so that is done once and not in each of the three.
+        return load(connection, connection.execute(query).scalars().all())
     chosen = select(query.subquery().c.seq)
     statements = (
         _ROWS.where(versions.c.seq.in_(chosen)),
