@@ -132,7 +132,7 @@ def test_a_pipe_in_place_of_an_object(bench: Bench) -> None:
 
 
 @pytest.mark.row(42)
-def test_every_flipped_bit_is_found(packed: tuple[Bench, Version, Path]) -> None:
+def test_check_read_data_finds_every_flipped_bit(packed: tuple[Bench, Version, Path]) -> None:
     """A promise: with `read_data`, a bit anywhere in a file, pack, manifest, report or journal entry is found, and only there."""
     bench, version, _ = packed
     bench.yard.add_report(version, report(version, [True], bench.data("some text")))
@@ -172,7 +172,7 @@ def test_samples_cover_everything_in_turn() -> None:
         assert abs(share - percent / 100) < 0.03
 
 
-def test_a_subset_reads_its_share(bench: Bench) -> None:
+def test_read_data_subset_samples(bench: Bench) -> None:
     """The object that a seed chooses is read with it, and not with another; a share that is none is refused."""
     version = bench.data("some text")
     flip(file_of(bench, version), 3)
@@ -214,7 +214,7 @@ ROWS: dict[str, tuple[str, Callable[[Bench, Version], list[Any]]]] = {
 
 
 @pytest.mark.parametrize("what", ROWS)
-def test_rows_that_contradict_one_another(any_bench: Bench, what: str) -> None:
+def test_check_finds_every_structural_fault(any_bench: Bench, what: str) -> None:
     """Each fault that only a hand in the database makes is found by its own code."""
     version = any_bench.data("some text")
     code, statements = ROWS[what]

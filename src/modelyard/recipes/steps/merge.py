@@ -6,6 +6,7 @@ The same base and adapter give the same bytes on every machine, so nothing else 
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from modelyard.recipes.context import Context, Outputs, made
@@ -83,7 +84,10 @@ def merge_versions(
     from modelyard.weights.merge import merge_lora
 
     shutil.rmtree(out, ignore_errors=True)
-    try:
+    # What is read stays stored until it is read, whoever deletes it meanwhile.
+    with ExitStack() as stack:
+        stack.enter_context(yard.lease("merge"))
+        stack.callback(shutil.rmtree, out, ignore_errors=True)
         certificate = merge_lora(yard.files(base), yard.files(adapter), out, progress=progress, threads=threads)
         version = yard.commit(
             out,
@@ -95,6 +99,4 @@ def merge_versions(
             metadata={"operation": OPERATION},
             inputs=inputs,
         )
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
     return version, certificate
