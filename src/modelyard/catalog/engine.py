@@ -134,6 +134,9 @@ def translated(where: str) -> Iterator[None]:
         yield
     except exc.DBAPIError as error:
         raise _meaning(error, where) from error
+    except exc.TimeoutError as error:
+        # Every connection of this process is in use: no error of the database, and as passing as one.
+        raise BusyError(f"too many threads use the catalog at once ({where})", hint="try again in a moment") from error
 
 
 def _meaning(error: exc.DBAPIError, where: str) -> YardError:

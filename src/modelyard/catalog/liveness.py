@@ -141,9 +141,7 @@ def _needed_of(connection: Connection, chunk: list[str]) -> set[str]:
         select(file_segments.c.file.label("start"), file_segments.c.segment)
         .join(files, files.c.digest == file_segments.c.file)
         .join(segments, segments.c.digest == file_segments.c.segment)
-        .where(
-            file_segments.c.file.in_(rest), files.c.whole == 1, segments.c.encoding.is_(None), _in_no_live_file()
-        )
+        .where(file_segments.c.file.in_(rest), files.c.whole == 1, segments.c.encoding.is_(None), _in_no_live_file())
     )
     return needed | _reaching_live(connection, start)
 

@@ -144,7 +144,7 @@ def release(tx: Transaction, version_seqs: Iterable[int]) -> None:
         ).scalars()
         pieces = {piece.segment for each in files.pieces_of(connection, had).values() for piece in each}
         closure = segments.closure(connection, pieces)
-        homes = {home for home, _ in segments.homes(connection, closure).values()}
+        homes = {home for places in segments.all_homes(connection, closure).values() for home, _ in places}
         names += [("links", row.id), ("manifests", row.id)]
         names += [("files", digest) for digest in had | homes]
         names += [("reports", digest) for digest in made]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SegmentRow",
+    "all_homes",
     "closure",
     "find",
     "forget",
@@ -115,7 +116,12 @@ def homes(connection: Connection, digests: Iterable[str]) -> dict[str, tuple[str
 
     Of several places the one with the smallest file digest and start, so that everybody reads the same one.
     """
-    found: dict[str, tuple[str, int]] = {}
+    return {segment: places[0] for segment, places in all_homes(connection, digests).items()}
+
+
+def all_homes(connection: Connection, digests: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
+    """As `homes`, every place: for whoever finds that the one which everybody reads is damaged or gone."""
+    found: dict[str, list[tuple[str, int]]] = {}
     for some in chunks(digests):
         query = (
             select(file_segments.c.segment, file_segments.c.file, file_segments.c.start)
@@ -124,7 +130,7 @@ def homes(connection: Connection, digests: Iterable[str]) -> dict[str, tuple[str
             .order_by(file_segments.c.file, file_segments.c.start)
         )
         for row in connection.execute(query):
-            found.setdefault(row.segment, (row.file, row.start))
+            found.setdefault(row.segment, []).append((row.file, row.start))
     return found
 
 

@@ -286,7 +286,7 @@ def _remove(work: _Work, batch: list[Candidate]) -> list[Candidate]:
             records = leases.listing(tx.connection)
             # Somebody who began since `collections` was last counted up would not learn of what is unlinked here if this
             # process were to die before the transaction ends: count again, and let them see it.
-            fresh = all(each.seq <= work.begun for each in records)
+            fresh = all(each.heartbeat_seq <= work.begun for each in records)
             if fresh:
                 gone = _still_garbage(work, tx, batch, records)
                 names = [(each.area, each.name) for each in gone]

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelyard.catalog import Transaction, refs, repos, versions
+from modelyard.catalog import Transaction, counters, refs, repos, versions
 from modelyard.catalog.versions import FileRecord, VersionRecord
 from modelyard.errors import BusyError, ConflictError
 from modelyard.points import reach
@@ -36,7 +36,7 @@ from modelyard.registry.resolve import record_of
 from modelyard.registry.taking import record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -106,23 +106,36 @@ def commit(
         )
         with context.catalog.read() as connection:
             _plan(connection, request)
+            # Before the lease: a sweep that finds a younger lease than its own last count counts once more.
+            collections = counters.current(connection, "collections")
         if target.repo_type == "model":
             from modelyard.weights.checks import check_weights
 
             check_weights(files)
-        with lease(context, "commit"):
-            return _commit(context, request, files, names)
+        with lease(context, "commit") as beat:
+            return _commit(context, request, files, names, collections=collections, beat=beat)
 
 
-def _commit(context: Context, request: _Request, files: Files, names: Sequence[str]) -> Version:
+def _commit(
+    context: Context,
+    request: _Request,
+    files: Files,
+    names: Sequence[str],
+    *,
+    collections: int,
+    beat: Callable[[], None],
+) -> Version:
     """Store the bytes once, then try until the branch stands still; again where a collection came in between."""
-    stored = deposit(context, files, names)
+    stored = deposit(context, files, names, collections=collections)
     reach("commit.stored")
     for _ in range(_ATTEMPTS):
         try:
             version = _attempt(context, request, stored)
         except CollectedError:
-            stored = deposit(context, files, names)
+            with context.catalog.read() as connection:
+                collections = counters.current(connection, "collections")
+            beat()
+            stored = deposit(context, files, names, collections=collections)
             continue
         if version is not None:
             return version

@@ -80,6 +80,7 @@ def compact(
     with lease(context, "compact") as beat, tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
         with context.catalog.read() as connection:
             selection = select(connection, references, used_since=used_since)
+        beat()  # after `collections` was read: a sweep that finds a younger sign of life than its last count counts again
         with ThreadPoolExecutor(threads) as pool:
             report = progress or _silent
             task = _Task(
@@ -120,7 +121,7 @@ class _Work:
     def __init__(self, task: _Task, folder: Path) -> None:
         context = task.context
         self._task, self._context, self._selection = task, context, task.selection
-        decoder = catalog_decoder(context.raw, context.catalog)
+        decoder = self._decoder = catalog_decoder(context.raw, context.catalog)
         self._places = Places(context, decoder)
         self._sources = Sources(context, self._places, folder)
         self._encoder = Encoder(decoder, least_rate=task.least_rate)
@@ -267,8 +268,24 @@ class _Work:
                 self._rows |= segments.find(connection, [least.segment])
             _, encoded = self._encode(Offer(least.segment, least.size, file), Offer(least.segment, least.size, file), 1)
             if encoded is not None:
-                self._put(encoded, file, path)
+                # Also if it lies raw in a pack already: that one says nothing of this file.
+                self._graph.put(encoded.segment, encoded.inputs)
+                self._add(encoded, self._rows.pop(encoded.segment))
+                self._draft.describe(row, pieces)
+        self._note_homes(file, pieces)
         self._batch.files.append(file)
+
+    def _note_homes(self, file: str, pieces: Sequence[Piece]) -> None:
+        """Read the segments that are to be left in other whole files there: a copy that is damaged is none."""
+        names = {piece.segment for piece in pieces} - self._draft.contents.keys()
+        with self._context.catalog.read() as connection:
+            rows = segments.find(connection, names)
+            homes = segments.all_homes(connection, [name for name, row in rows.items() if row.encoding is None])
+        for name, places in homes.items():
+            for other, start in places:
+                if other != file and self._places.is_sound(name, other, start, rows[name].size):
+                    self._batch.homes.setdefault(name, set()).add(other)
+                    break
 
     def _is_described(self, file: str, pieces: Sequence[Piece]) -> bool:
         """Whether an earlier pack that holds one of the file's segments says how it is cut."""
@@ -285,6 +302,12 @@ class _Work:
             found = half_dead(connection, self._indexes)
         for rows in found.values():
             for row, encoded in live_content(self._indexes, rows):
+                try:
+                    self._decoder.payload(row)
+                except IntegrityError as error:
+                    # One damaged pack must not keep everything else from being compacted; it stays as it is.
+                    self._tally.refused[row.digest] = error.message
+                    continue
                 self._add(encoded, row)
 
     def finish_pack(self) -> None:
@@ -298,7 +321,7 @@ class _Work:
                 self._tally.count(rows, self._sizes(batch.files), draft.size)
             elif batch.files or batch.left:
                 with self._context.change() as tx:
-                    released = release(tx, batch)
+                    released = release(tx, self._context.raw, batch)
                 self._tally.count([], self._sizes(released), 0)
             return
         self._task.beat()

@@ -101,6 +101,7 @@ class Decoder:
         store: Where packs and whole files are.
         lookup: Digests to how they are kept; digests that are not known are left out.
         homes: Digests to a whole file that holds the segment and where it starts there; those in none are left out.
+        others: A digest to every such place, asked for when the one that `homes` told is damaged or gone.
         cache_bytes: How much of the small inputs is kept for the segments to come.
     """
 
@@ -110,10 +111,11 @@ class Decoder:
         lookup: Callable[[Iterable[str]], Mapping[str, SegmentPlace]],
         homes: Callable[[Iterable[str]], Mapping[str, tuple[str, int]]],
         *,
+        others: Callable[[str], Iterable[tuple[str, int]]] = lambda _digest: (),
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         self._store = store
-        self._lookup, self._homes = lookup, homes
+        self._lookup, self._homes, self._others = lookup, homes, others
         self._asking = Lock()
         self._cache = _Cache(cache_bytes)
 
@@ -139,6 +141,14 @@ class Decoder:
                 view = self._look(window)
                 jobs = ((self._row(view, each).size, partial(self._current, view, each)) for each in window)
                 yield from ahead(pool, jobs, threads=threads, most=_IN_FLIGHT)
+
+    def payload(self, row: SegmentPlace) -> bytes:
+        """A segment as its pack gives it, verified, wherever else it may lie.
+
+        Raises:
+            IntegrityError: As `segment` does.
+        """
+        return self._checked(row, self._from_pack(self._look([row.digest]), row, 0, 1))
 
     def derive(self, params: Mapping[str, Any], inputs: Sequence[str], size: int, *, threads: int = 1) -> bytes:
         """What an operation gives: `params` as a pack's index has them, `roles` included; not compared with anything.
@@ -200,11 +210,14 @@ class Decoder:
         home, first = view.homes.get(digest), None
         if home is not None:
             try:
-                return self._checked(row, self._store.read_range("files", Digest(home[0]), home[1], home[1] + row.size))
+                return self._from_file(row, home)
             except IntegrityError as error:
-                if row.encoding is None:
-                    raise _named(row, error) from error
                 first = error
+            other = self._from_other(row, home)
+            if other is not None:
+                return other
+            if row.encoding is None:
+                raise _named(row, first) from first
         try:
             data = self._checked(row, self._from_pack(view, row, depth, threads))
         except IntegrityError as error:
@@ -212,6 +225,20 @@ class Decoder:
         if depth:
             self._cache.put(digest, data)
         return data
+
+    def _from_file(self, row: SegmentPlace, home: tuple[str, int]) -> bytes:
+        file, start = home
+        return self._checked(row, self._store.read_range("files", Digest(file), start, start + row.size))
+
+    def _from_other(self, row: SegmentPlace, home: tuple[str, int]) -> bytes | None:
+        """The segment from another whole file than `home`, which is damaged or gone; None where no other has it."""
+        for place in self._others(row.digest):
+            if place[0] != home[0]:
+                try:
+                    return self._from_file(row, place)
+                except IntegrityError:
+                    continue  # what is wrong with the first one is what is told
+        return None
 
     def _from_pack(self, view: _View, row: SegmentPlace, depth: int, threads: int) -> bytes:
         if row.encoding is None:
@@ -315,7 +342,11 @@ def catalog_decoder(store: Store, catalog: Catalog) -> Decoder:
         with catalog.read() as connection:
             return segments.homes(connection, digests)
 
-    return Decoder(store, lookup, homes)
+    def others(wanted: str) -> Iterable[tuple[str, int]]:
+        with catalog.read() as connection:
+            return segments.all_homes(connection, [wanted]).get(wanted, ())
+
+    return Decoder(store, lookup, homes, others=others)
 
 
 def _params(row: SegmentPlace) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class CollectedError(Exception):
 
 @dataclass(frozen=True)
 class Deposit:
-    """See the module; `collections` is what the counter said before the first file was looked at."""
+    """See the module; `collections` is what the counter said before the first file was looked at, and the lease last beat."""
 
     entries: tuple[FileEntry, ...]
     taken: tuple[Taken, ...]
@@ -45,15 +45,20 @@ class Deposit:
     collections: int
 
 
-def deposit(context: Context, files: Files, names: Iterable[str]) -> Deposit:
+def deposit(context: Context, files: Files, names: Iterable[str], *, collections: int) -> Deposit:
     """Take every file in, and store the pack that they share.
+
+    Args:
+        context: The yard.
+        files: What is stored.
+        names: Which of them.
+        collections: That counter, read before the lease was taken or last beat: a sweep that is killed after it unlinked
+            something leaves the counter as it was before, and only leases that are younger make it count first.
 
     Raises:
         NoSpaceError: The disk is full; nothing refers to what was stored.
         InputError: A file changed while it was read.
     """
-    with context.catalog.read() as connection:
-        collections = counters.current(connection, "collections")
     entries, found = [], []
     known = {entry.blake3: entry.sha256 for entry in files.entries()} if isinstance(files, StoredFiles) else {}
     with Taking(context.raw, context.catalog, sha256_of=known.get) as taking:

@@ -237,7 +237,7 @@ def _check_whole(context: Context, findings: Findings, expected: Expected, diges
 def _check_scattered(context: Context, findings: Findings, expected: Expected, pieces: Mapping[str, list[str]]) -> None:
     with context.catalog.read() as connection:
         closure = segments.closure(connection, {each for names in pieces.values() for each in names})
-        homes = segments.homes(connection, closure)
+        homes = segments.all_homes(connection, closure)
     there: dict[str, bool] = {}
 
     def is_held(name: str, depth: int = 0) -> bool:
@@ -245,8 +245,7 @@ def _check_scattered(context: Context, findings: Findings, expected: Expected, p
         if row is None or depth > MAX_DEPTH:
             return False
         if name not in there:
-            home = homes.get(name)
-            whole = home is not None and home[0] in expected.listed["files"]
+            whole = any(file in expected.listed["files"] for file, _ in homes.get(name, ()))
             packed = row.encoding is not None and row.pack in expected.listed["packs"]
             there[name] = whole or (packed and all(is_held(each, depth + 1) for each in row.inputs))
         return there[name]

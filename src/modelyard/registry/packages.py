@@ -182,5 +182,9 @@ def verify(context: Context, package: Package, *, threads: int) -> None:
         with context.catalog.read() as connection:
             return segments.homes(connection, set(digests) - rows.keys())
 
-    for _ in Decoder(context.raw, lookup, homes).segments(rows, threads=threads):
+    def others(wanted: str) -> Iterable[tuple[str, int]]:
+        with context.catalog.read() as connection:
+            return segments.all_homes(connection, [wanted]).get(wanted, ())
+
+    for _ in Decoder(context.raw, lookup, homes, others=others).segments(rows, threads=threads):
         pass  # the decoder compares

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from modelyard.catalog import files as files_table
-from modelyard.digest import Digest
+from modelyard.digest import Digest, digest_bytes
 from modelyard.errors import IntegrityError, ModelError, NotFoundError
 from modelyard.weights.files import READ_LIMIT
 from modelyard.weights.headers import Header, Limits, parse_header
@@ -123,6 +123,13 @@ class Places:
             for part, data in zip(parts, self._decoder.segments([part.segment for part in parts]), strict=True)
         )
 
+    def is_sound(self, segment: str, file: str, start: int, size: int) -> bool:
+        """Whether a segment lies in a whole file where it should; the bytes are read there, and nowhere else."""
+        try:
+            return digest_bytes(self._context.raw.read_range("files", Digest(file), start, start + size)) == segment
+        except IntegrityError:
+            return False
+
     def header(self, file: str, path: str) -> Header | None:
         """The header of a sound safetensors file; None for any other file."""
         if not path.endswith(".safetensors"):
@@ -201,7 +208,11 @@ class Places:
             start += size
         # Recorded in a dry run, too: a cut follows from the bytes, so it is not a change but something found out.
         with self._context.change() as tx:
-            cut_row = files_table.FileRow(row.digest, row.size, row.sha256, row.git_blob, cut.name, row.whole)
+            # Somebody may have cut it and let it go meanwhile, or collected it: whether it is whole is not ours to say.
+            now = files_table.find(tx.connection, [row.digest]).get(row.digest)
+            if now is None:
+                raise IntegrityError(f"file `{row.digest[:16]}` (`{path}`) was collected meanwhile", code="missing")
+            cut_row = files_table.FileRow(row.digest, row.size, row.sha256, row.git_blob, cut.name, now.whole)
             files_table.record(tx, [cut_row])
             files_table.record_pieces(tx, row.digest, pieces)
         return cut_row, pieces

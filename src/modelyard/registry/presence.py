@@ -24,7 +24,7 @@ def held(connection: Connection, raw: Store, names: Iterable[str]) -> set[str]:
     """Which of these segments are held: in a whole file or pack that is there, with everything that they are made from."""
     wanted = set(names)
     rows = segments.closure(connection, wanted)
-    homes = segments.homes(connection, rows)
+    homes = segments.all_homes(connection, rows)
     there: dict[tuple[ByteArea, str], bool] = {}
     known: dict[str, bool] = {}
 
@@ -38,7 +38,7 @@ def held(connection: Connection, raw: Store, names: Iterable[str]) -> set[str]:
             known[name] = False  # while its inputs are looked at: a cycle holds nothing
             row = rows.get(name)
             packed = row is not None and row.encoding is not None and row.pack is not None
-            known[name] = (name in homes and is_there("files", homes[name][0])) or (
+            known[name] = any(is_there("files", file) for file, _ in homes.get(name, ())) or (
                 packed
                 and row is not None
                 and is_there("packs", str(row.pack))

@@ -10,13 +10,11 @@ import io
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from modelyard.catalog import files, segments
+from modelyard.catalog import segments
 from modelyard.registry.decoding import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from sqlalchemy import Connection
 
     from modelyard.catalog import Catalog
     from modelyard.catalog.files import Piece
@@ -82,21 +80,17 @@ def decoder_without(store: Store, catalog: Catalog, file: str) -> Decoder:
         with catalog.read() as connection:
             return segments.find(connection, wanted)
 
-    def homes(wanted: Iterable[str]) -> Mapping[str, tuple[str, int]]:
+    def all_homes(wanted: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
         with catalog.read() as connection:
-            found = segments.homes(connection, wanted)
-            for segment in [each for each, (home, _) in found.items() if home == file]:
-                del found[segment]
-                if (other := _other_home(connection, segment, file)) is not None:
-                    found[segment] = other
-        return found
+            found = segments.all_homes(connection, wanted)
+        return {
+            segment: left for segment, places in found.items() if (left := [each for each in places if each[0] != file])
+        }
 
-    return Decoder(store, lookup, homes)
+    def homes(wanted: Iterable[str]) -> Mapping[str, tuple[str, int]]:
+        return {segment: places[0] for segment, places in all_homes(wanted).items()}
 
+    def others(wanted: str) -> Iterable[tuple[str, int]]:
+        return all_homes([wanted]).get(wanted, ())
 
-def _other_home(connection: Connection, segment: str, file: str) -> tuple[str, int] | None:
-    others = set(segments.users(connection, segment)[0]) - {file}
-    for name, row in sorted(files.find(connection, others).items()):
-        if row.whole:
-            return name, next(piece.start for piece in files.pieces(connection, name) if piece.segment == segment)
-    return None
+    return Decoder(store, lookup, homes, others=others)

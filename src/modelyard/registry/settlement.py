@@ -47,6 +47,7 @@ class Batch:
         files: Files whose segments are all taken care of.
         used_since: Since when a use makes a file hot, as the catalog writes moments.
         collections: The counter when the lease began.
+        homes: Segments and the other whole files in which they were read, and were sound.
     """
 
     used_since: str
@@ -54,6 +55,7 @@ class Batch:
     before: dict[str, SegmentRow] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    homes: dict[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,13 +108,17 @@ def settle(
         segments.place_all(tx, rows.values())
     settled.placed = [rows[digest] for digest in sorted(placed)]
     _leave(tx, batch)
-    settled.released = release(tx, batch)
+    settled.released = release(tx, raw, batch)
     return settled
 
 
-def release(tx: Transaction, batch: Batch) -> list[str]:
-    """Say of the batch's files that are cold, and whose segments are all held otherwise, that they are not whole any more."""
+def release(tx: Transaction, raw: Store, batch: Batch) -> list[str]:
+    """Say of the batch's files that are cold, and whose segments are all held otherwise, that they are not whole any more.
+
+    A segment that is in no pack is held by another whole file only if it was read there.
+    """
     connection = tx.connection
+    present = _Presence(connection, raw, batch.collections)
     hot = liveness.hot_versions(connection, used_since=batch.used_since)
     having = versions_with(connection, batch.files)
     rows = files_table.find(connection, batch.files)
@@ -126,7 +132,8 @@ def release(tx: Transaction, batch: Batch) -> list[str]:
         found = segments.find(connection, own)
         alone = {segment for segment in own if segment not in found or found[segment].encoding is None}
         others = whole_files_with(connection, alone)
-        if all(others.get(segment, set()) - {file} for segment in alone):
+        sound = {segment: others.get(segment, set()) & batch.homes.get(segment, set()) for segment in alone}
+        if all(any(present.object("files", home) for home in homes - {file}) for homes in sound.values()):
             files_table.set_whole(tx, [file], False)
             released.append(file)
     return released
@@ -195,12 +202,11 @@ class _Presence:
     def missing(self, rows: Iterable[SegmentRow]) -> set[str]:
         """Of these segments, those that are kept nowhere."""
         listed = list(rows)
-        homes = segments.homes(self._connection, [row.digest for row in listed])
+        homes = segments.all_homes(self._connection, [row.digest for row in listed])
         known = segments.packs(self._connection)
         gone: set[str] = set()
         for row in listed:
-            home = homes.get(row.digest)
-            if home is not None and self.object("files", home[0]):
+            if any(self.object("files", file) for file, _ in homes.get(row.digest, ())):
                 continue
             packed = row.encoding is not None and row.pack is not None and row.pack in known
             if not (packed and self.object("packs", str(row.pack))):
