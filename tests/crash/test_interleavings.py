@@ -15,7 +15,7 @@ from modelyard.registry import collection
 from modelyard.registry import deposit as deposits
 from modelyard.registry.settlement import KEPT_RAW
 from modelyard.store.packs import PackWriter, read_index
-from registry.registry_helpers import DATA, Bench
+from registry.registry_helpers import DATA, Bench, report
 from registry.segment_models import contents, folder, on_disk, outdate, tuned, weights
 from services import fresh_postgres
 
@@ -244,6 +244,44 @@ def test_a_file_made_of_what_lies_raw_in_packs_is_described(bench: Bench) -> Non
     }
     assert file in described
     assert contents(bench.yard, first) == on_disk(whole)
+
+
+def test_a_report_that_a_collection_took_before_it_counted_is_stored_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing refers to a report between its bytes and its row: where a collection comes in between, it is written again."""
+    version, other = bench.model(), bench.open()
+    put, seen = type(bench.store).put, list[str]()
+
+    def stored(store: Any, area: Any, data: bytes) -> Any:
+        digest = put(store, area, data)
+        if area == "reports" and not seen:
+            seen.append(str(digest))
+            other.collect(now=True, force=True)
+        return digest
+
+    monkeypatch.setattr(type(bench.store), "put", stored)
+    bench.yard.add_report(version, report(version, [True, False]))
+    assert seen
+    assert [each["n"] for each in bench.yard.reports(version)] == [2]
+
+
+def test_a_commit_during_a_check_is_no_finding(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored and committed after the store was listed is looked for before it is called missing."""
+    one = bench.yard.commit(folder(bench, weights(), note="one"), "team/model")
+    other, listed, made = bench.open(), type(bench.store).digests, list[object]()
+
+    def meanwhile(store: Any, area: Any) -> Any:
+        if area == "reports" and not made:  # the last area that is listed
+            made.append(other.commit(folder(bench, weights(), note="two"), "team/model"))
+            made.append(other.commit(folder(bench, tuned(weights())), "team/other"))
+        return listed(store, area)
+
+    monkeypatch.setattr(type(bench.store), "digests", meanwhile)
+    found = bench.yard.check(read_data=True).findings
+    assert len(made) == 2
+    assert [each for each in found if each.level != "info"] == []
+    assert one.number == 1
 
 
 def test_v1_a_v2_b_v3_a(bench: Bench) -> None:

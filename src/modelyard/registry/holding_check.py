@@ -53,6 +53,11 @@ def is_there(context: Context, area: ObjectArea, name: str) -> bool:
     return context.raw.has("manifests" if area == "manifests" else "reports", Digest(name))
 
 
+def _lies(context: Context, expected: Expected, area: ObjectArea, name: str) -> bool:
+    """Whether an object was listed, or is there all the same: who commits during a check comes after the listing."""
+    return name in expected.listed[area] or is_there(context, area, name)
+
+
 def names_of(context: Context, digests: Iterable[str]) -> list[str]:
     """The names of the first versions that have one of these files, those that are here before deleted ones."""
     with context.catalog.read() as connection:
@@ -80,6 +85,8 @@ def _check_kinds(context: Context, findings: Findings, expected: Expected) -> No
                 hint = "look at what it is and remove it; then commit the files again"
                 findings.add(level, "not_regular", f"{area}/{name}", text, hint=hint)
     for name in sorted(expected.needed["packs"] - expected.listed["packs"]):
+        if is_there(context, "packs", name):
+            continue
         hint = "copy it from a backup of the yard, or commit the files again"
         text = f"packs/{name[:40]} is missing"
         findings.add("damage", "missing", f"packs/{name}", text, holders=_users(context, name), hint=hint)
@@ -89,7 +96,7 @@ def _check_kinds(context: Context, findings: Findings, expected: Expected) -> No
         )
     for record in gone:
         # Those of versions that are not collected are looked at one by one (`check`).
-        if record.collected:
+        if record.collected and not is_there(context, "manifests", record.id):
             text = f"the manifest {record.id[:40]} of a collected version, which a later one names, is missing"
             hint = "copy it from a backup of the yard; a rebuilt catalog will lack this version's files"
             findings.add("warning", "missing", f"manifests/{record.id}", text, hint=hint)
@@ -112,7 +119,7 @@ def _check_packs(context: Context, findings: Findings, expected: Expected) -> No
         sizes = segments.packs(connection)
     for pack, size in sorted(sizes.items()):
         about, level = f"packs/{pack}", expected.level("packs", pack)
-        if pack not in expected.listed["packs"]:
+        if not _lies(context, expected, "packs", pack):
             if level != "damage":
                 findings.add(level, "missing", about, f"the pack {pack[:40]}, which nothing live needs, is missing")
             continue
@@ -222,7 +229,7 @@ def _check_whole(context: Context, findings: Findings, expected: Expected, diges
     hint = (
         "yard check --repair, where its bytes are held elsewhere; else commit the file again or copy it from a backup"
     )
-    if digest not in expected.listed["files"]:
+    if not _lies(context, expected, "files", digest):
         text = f"the file {digest[:40]} is missing"
         findings.add(level, "missing", about, text, holders=names_of(context, [digest]), hint=hint)
         return
@@ -245,8 +252,8 @@ def _check_scattered(context: Context, findings: Findings, expected: Expected, p
         if row is None or depth > MAX_DEPTH:
             return False
         if name not in there:
-            whole = any(file in expected.listed["files"] for file, _ in homes.get(name, ()))
-            packed = row.encoding is not None and row.pack in expected.listed["packs"]
+            whole = any(_lies(context, expected, "files", file) for file, _ in homes.get(name, ()))
+            packed = row.encoding is not None and row.pack is not None and _lies(context, expected, "packs", row.pack)
             there[name] = whole or (packed and all(is_held(each, depth + 1) for each in row.inputs))
         return there[name]
 

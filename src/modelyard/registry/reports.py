@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.catalog import reports, versions
 from modelyard.catalog.transaction import dump
 from modelyard.digest import Digest
-from modelyard.errors import InputError, IntegrityError, NotFoundError
+from modelyard.errors import BusyError, InputError, IntegrityError, NotFoundError
 from modelyard.registry.model import Version, version_of
 from modelyard.registry.resolve import record_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "get", "of_record", "of_version"]
 
 FORMAT = "modelyard/report/1"
+_ATTEMPTS = 5
 
 
 def add(context: Context, reference: str | Version, report: Mapping[str, Any]) -> Digest:
@@ -30,15 +31,20 @@ def add(context: Context, reference: str | Version, report: Mapping[str, Any]) -
         if dataset and not versions.by_digest(connection, [_digest(dataset)]):
             raise NotFoundError(f"the report is about data set {str(dataset)[:40]}, which is not in this yard")
     _check(record, report)
-    digest = context.store.put("reports", _encode(report))
+    data = _encode(report)
     source = str(dataset) if dataset else None
     task, n = str(report["task"]["name"]), int(report["n"])
     metrics = dump(dict(report["metrics"]))
-    with context.change() as tx:
-        if reports.save(tx, record.seq, digest, dataset=source, task=task, n=n, metrics=metrics):
-            detail = {"report": digest, "number": record.number, "dataset": source, "task": task, "n": n}
-            tx.record("report", repo=record.repo.key, version=record.id, detail=detail)
-    return digest
+    for _ in range(_ATTEMPTS):
+        digest = context.store.put("reports", data)
+        with context.change() as tx:
+            if not context.raw.has("reports", digest):
+                continue  # until this transaction nothing refers to it, so a collection may have taken it
+            if reports.save(tx, record.seq, digest, dataset=source, task=task, n=n, metrics=metrics):
+                detail = {"report": digest, "number": record.number, "dataset": source, "task": task, "n": n}
+                tx.record("report", repo=record.repo.key, version=record.id, detail=detail)
+            return digest
+    raise BusyError("the report is collected as fast as it is stored", hint="run the command again")
 
 
 def of_version(context: Context, reference: str | Version) -> list[dict[str, Any]]:
