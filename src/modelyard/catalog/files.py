@@ -131,7 +131,9 @@ def record_pieces(tx: Transaction, file: str, pieces: Sequence[Piece]) -> None:
     if not pieces or tx.connection.execute(known).first() is not None:
         return
     mark = "?" if tx.connection.dialect.paramstyle == "qmark" else "%s"
-    tx.connection.exec_driver_sql(_SEGMENT.format(mark), [(piece.segment, piece.size) for piece in pieces])
+    # In the index's own order: faster, and two commits at once wait for each other instead of for ever.
+    segments = sorted({(piece.segment, piece.size) for piece in pieces})
+    tx.connection.exec_driver_sql(_SEGMENT.format(mark), segments)
     rows = [(file, piece.position, piece.segment, piece.start, piece.size) for piece in pieces]
     tx.connection.exec_driver_sql(_PIECE.format(mark), rows)
 

@@ -22,15 +22,15 @@ from modelyard.digest import Digest
 from modelyard.errors import ConflictError, InputError, IntegrityError, ModelError, NoSpaceError, YardError
 from modelyard.registry.names import check_paths
 from modelyard.registry.verified import Verified
+from modelyard.store.hashing import CHUNK, Hashing
 
 if TYPE_CHECKING:
-    from modelyard.registry.model import Version
+    from modelyard.registry.model import FileEntry, Version
     from modelyard.store.base import Store
 
 __all__ = ["checkout", "fill", "hash_path"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
-_CHUNK = 4 << 20
 _FICLONE = 0x40049409  # ioctl of Linux: share the source's blocks
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -126,11 +126,11 @@ def fill(store: Store, version: Version, folder: Path, *, link: bool, verified: 
         target.parent.mkdir(parents=True, exist_ok=True)
         if link and _link(store, entry.blake3, target, verified or Verified(None)):
             continue
-        if not _copy(store, entry.blake3, target):
+        if not _copy(store, entry, target):
             # Damaged: written anew where its segments are held elsewhere, else the error says so.
             store.verify_file(entry.blake3)
             target.unlink()
-            if not _copy(store, entry.blake3, target):
+            if not _copy(store, entry, target):
                 raise _damaged(entry.blake3)
 
 
@@ -154,16 +154,21 @@ def _link(store: Store, digest: Digest, target: Path, verified: Verified) -> boo
     return True
 
 
-def _copy(store: Store, digest: Digest, target: Path) -> bool:
-    """Copy a stored file and hash what arrives; whether that is it."""
-    with store.open_file(digest) as source, target.open("xb") as sink:
-        hasher = blake3.blake3()
+def _copy(store: Store, entry: FileEntry, target: Path) -> bool:
+    """Copy a stored file and hash, in a thread beside the disk, what arrives; whether that is it."""
+    # SHA-256 follows from the bytes that BLAKE3 vouches for.
+    with (
+        store.open_file(entry.blake3) as source,
+        target.open("xb", buffering=0) as sink,
+        Hashing(sha256=entry.sha256) as hashing,
+    ):
         cloned = _reflink(source.fileno() if _has_descriptor(source) else None, sink.fileno())
-        while chunk := source.read(_CHUNK):
-            hasher.update(chunk)
-            if not cloned:
-                sink.write(chunk)
-    return bool(hasher.hexdigest() == digest)
+        while chunk := source.read(CHUNK):
+            hashing.update(chunk)
+            rest = memoryview(b"" if cloned else chunk)
+            while rest:
+                rest = rest[sink.write(rest) :]
+        return hashing.digests().blake3 == entry.blake3
 
 
 def _has_descriptor(stream: object) -> bool:

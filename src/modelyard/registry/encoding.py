@@ -177,10 +177,11 @@ _RATES: dict[tuple[Any, ...], float] = {}
 _MEASURING = Lock()
 
 
-def rebuild_rate(params: Mapping[str, Any], *, clock: Callable[[], float] = time.perf_counter) -> float:
+def rebuild_rate(params: Mapping[str, Any], *, clock: Callable[[], float] = time.thread_time) -> float:
     """Bytes of result a second that this machine computes of an operation like `params`, on one thread.
 
     Measured once per process and kind of operation (dtypes, rank, number of inputs), on made-up numbers: the better of two runs.
+    By the time that the processor gave this thread, so that what else runs on the machine does not decide how bytes are kept.
     """
     roles = tuple(sorted(params["roles"]))
     kinds = tuple(str(params.get(key)) for key in ("a_dtype", "b_dtype", "from", "base_dtype", "rank", "transposed"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -144,9 +145,17 @@ class Taking:
                 row for row in files.of_size(connection, size, limit=_CANDIDATES) if row.whole and row.cut is not None
             ]
         for row in rows:
-            if self._agrees(stream, path, row) and _hash_file(path) == row.digest:
-                return self.find(Digest(row.digest))
+            if self._agrees(stream, path, row) and (same := self._find_agreeing(path, Digest(row.digest))) is not None:
+                return same
         return None
+
+    def _find_agreeing(self, path: Path, digest: Digest) -> Taken | None:
+        """The stored file, if the one at `path` is it: both are read at once, and hashed on two cores."""
+        with ThreadPoolExecutor(1, "hash") as pool:
+            found = pool.submit(self.find, digest)
+            if _hash_file(path) != digest:
+                return None
+            return found.result()
 
     def _agrees(self, stream: BinaryIO, path: Path, row: FileRow) -> bool:
         for part in range(_SAMPLES):
@@ -292,9 +301,11 @@ def _range(stream: BinaryIO, path: Path, start: int, size: int) -> Iterator[byte
 
 def _hash_file(path: Path) -> Digest:
     hasher = blake3.blake3()
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
     with source(path) as stream:
-        for chunk in read_chunks(stream, CHUNK):
-            hasher.update(chunk)
+        while count := stream.readinto(buffer):  # type: ignore[attr-defined]  # a raw file has it
+            hasher.update(view[:count])
     return Digest(hasher.hexdigest())
 
 

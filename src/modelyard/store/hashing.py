@@ -151,7 +151,7 @@ class Segmenting:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        self._found: list[Digest] = []
+        self._found: list[str] = []
         self._hasher = blake3.blake3()
         self._missing = sizes[0] if sizes else 0
         self._beyond = 0
@@ -160,19 +160,23 @@ class Segmenting:
         """Take the next bytes of the stream."""
         view = memoryview(chunk)
         start, end = 0, len(view)
+        sizes, found, hasher, missing = self._sizes, self._found, self._hasher, self._missing
+        new = blake3.blake3
+        # A model may have a hundred thousand segments: nothing is looked up or made in here that need not be.
         while start < end:
-            if len(self._found) == len(self._sizes):
+            if len(found) == len(sizes):
                 self._beyond += end - start
-                return
-            taken = min(self._missing, end - start)
-            self._hasher.update(view[start : start + taken])
-            start += taken
-            self._missing -= taken
-            if not self._missing:
-                self._found.append(Digest(self._hasher.hexdigest()))
-                self._hasher = blake3.blake3()
-                done = len(self._found)
-                self._missing = self._sizes[done] if done < len(self._sizes) else 0
+                break
+            if missing > end - start:
+                hasher.update(view[start:])
+                missing -= end - start
+                break
+            hasher.update(view[start : start + missing])
+            start += missing
+            found.append(hasher.hexdigest())
+            hasher = new()
+            missing = sizes[len(found)] if len(found) < len(sizes) else 0
+        self._hasher, self._missing = hasher, missing
 
     def digests(self) -> tuple[Digest, ...]:
         """One digest for each range; `InputError` (code ``changed``) when the stream was shorter or longer than all of them."""
@@ -182,7 +186,8 @@ class Segmenting:
                 hint="try again when nothing writes to it",
                 code="changed",
             )
-        return tuple(self._found)
+        # Their form needs no second look: BLAKE3 has just written it.
+        return tuple(str.__new__(Digest, text) for text in self._found)
 
 
 def hash_chunks(chunks: Iterable[bytes], observe: Callable[[bytes], object] | None = None) -> FileDigests:

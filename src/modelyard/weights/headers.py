@@ -62,6 +62,7 @@ CODES = (
 """Every `code` that a refused header can carry."""
 
 _MOST = 1 << 63
+_KEPT_FROM = 64 << 10  # bytes of a header's text
 _BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c")
 
 
@@ -105,6 +106,13 @@ class Header:
     def in_file_order(self) -> list[tuple[str, TensorInfo]]:
         """The tensors by where their bytes lie."""
         return sorted(self.tensors.items(), key=lambda item: (item[1].start, item[1].end))
+
+
+_last: tuple[bytes, int, Limits, Header | None] = (b"", 0, Limits(), None)
+"""The long header that was read last: whoever checks weights, cuts them and names their tensors reads it three times.
+
+What is compared is all that the answer follows from, so a file that changed meanwhile is never taken for what it was.
+"""
 
 
 def read_header(path: Path, *, limits: Limits | None = None) -> Header:
@@ -166,6 +174,17 @@ def parse_header(text: bytes, data_size: int, label: str, *, limits: Limits | No
         ModelError: As `read_header`.
     """
     limits = limits or Limits()
+    global _last  # noqa: PLW0603  one value, replaced as a whole: threads see the old one or the new one
+    last_text, last_size, last_limits, header = _last
+    if header is not None and (data_size, limits) == (last_size, last_limits) and text == last_text:
+        return header
+    header = _checked(text, data_size, label, limits)
+    if len(text) >= _KEPT_FROM:
+        _last = (text, data_size, limits, header)
+    return header
+
+
+def _checked(text: bytes, data_size: int, label: str, limits: Limits) -> Header:
     entries = _parse(text, label, limits)
     metadata = _check_metadata(entries.pop("__metadata__", {}), label, limits)
     if len(entries) > limits.tensors:
