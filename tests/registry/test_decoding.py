@@ -121,6 +121,35 @@ def test_roles_join_parts_of_inputs(shelf: Shelf) -> None:
     assert shelf.decoder().segment(digest_bytes(data)) == data
 
 
+def test_a_line_of_deltas_is_read_from_its_beginning(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays flat: no payload is held while what it is a delta of is decoded."""
+    made = chain(shelf, 4)
+    read, order = shelf.store.read_range, list[str]()
+
+    def noted(area: Any, digest: Digest, start: int, end: int) -> bytes:
+        order.append(digest)
+        return read(area, digest, start, end)
+
+    monkeypatch.setattr(shelf.store, "read_range", noted)
+    assert shelf.decoder().segment(digest_bytes(made[-1])) == made[-1]
+    assert order == [shelf.rows[digest_bytes(data)].pack for data in made]
+
+
+def test_a_segment_is_read_from_another_file_when_the_first_is_gone(shelf: Shelf) -> None:
+    """Of several whole files that have it any will do; where none is sound, the error tells of the first."""
+    data = numbers(0).tobytes()
+    name = shelf.whole(b"one", data)
+    first = shelf.homes[name]
+    shelf.whole(b"other", data)
+    second, shelf.homes[name] = shelf.homes[name], first
+    decoder = shelf.decoder(others=lambda _digest: [first, second])
+    shelf.store.remove("files", Digest(first[0]))
+    assert decoder.segment(name) == data
+    shelf.store.remove("files", Digest(second[0]))
+    with pytest.raises(IntegrityError, match=first[0][:12]):
+        decoder.segment(name)
+
+
 def test_inputs_are_followed_four_steps_and_no_further(shelf: Shelf) -> None:
     """Four edges read; a fifth is an error that says so, and so is a ring."""
     made = chain(shelf, 5)

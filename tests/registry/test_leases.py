@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +120,36 @@ def test_a_lease_of_a_dead_process_is_dead_at_once(bench: Bench) -> None:
     assert not Watch().is_dead(mine, NOW)
     assert Watch().is_dead(LeaseRecord("1", 1, "load", f"{host}:{pid}:0{started}", 1, moment(NOW)), NOW)
     assert Watch().is_dead(LeaseRecord("1", 1, "load", f"{host}:999999999:{started}", 1, moment(NOW)), NOW)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="containers as Linux makes them")
+@pytest.mark.parametrize("place", ["00000000.1", "{boot}.1"])
+def test_a_process_out_of_sight_is_watched(place: str) -> None:
+    """A container with this machine's name, and a machine of the same name, count processes for themselves: only silence tells."""
+    host, pid, started = owner().split(":")
+    ticks, _, here = started.partition("@")
+    there = place.format(boot=here.partition(".")[0])
+    clock = Clock()
+    watch = Watch(clock)
+    record = LeaseRecord("1", 1, "load", f"{host}:{pid}0:{ticks}@{there}", 1, moment(NOW))
+    assert not watch.is_dead(record, NOW)
+    clock.now += 120
+    assert watch.is_dead(record, NOW)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="processes as Linux shows them")
+def test_a_process_that_is_hidden_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `/proc` does not show other users' processes, one of them is neither alive nor dead, and is waited for."""
+    text = owner()
+    assert leases.is_alive(text) is True
+    monkeypatch.setattr(leases, "_PROCESSES", tmp_path)
+    assert leases.is_alive(text) is False
+
+    def refused(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", refused)
+    assert leases.is_alive(text) is None
 
 
 def test_a_heartbeat_elsewhere_is_watched(bench: Bench) -> None:

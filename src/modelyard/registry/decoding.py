@@ -248,18 +248,21 @@ class Decoder:
             return self._derived(view, row, params, depth, threads)
         if row.pack is None or not 0 < row.length <= _PAYLOAD_BYTES:
             _damaged(row.digest, f"is kept as `{row.encoding}`, and its place in a pack makes no sense")
-        payload = self._store.read_range("packs", Digest(row.pack), row.offset, row.offset + row.length)
         if row.encoding == "raw":
-            return payload
+            return self._payload(row, row.pack)
         from modelyard.store.codecs import decode_delta, decode_planes
 
         codec, dtype = params.get("codec"), params.get("dtype")
         if row.encoding == "packed" and codec == "planes/1" and isinstance(dtype, str):
-            return decode_planes(payload, dtype, row.size)
+            return decode_planes(self._payload(row, row.pack), dtype, row.size)
         if row.encoding == "delta" and codec == "delta/1" and isinstance(dtype, str) and len(row.inputs) == 1:
+            # The base first: else the payloads of a whole line of deltas were held at once.
             base = self._decode(view, row.inputs[0], depth + 1, threads)
-            return decode_delta(payload, base, dtype, row.size)
+            return decode_delta(self._payload(row, row.pack), base, dtype, row.size)
         return _damaged(row.digest, f"is kept in a form that is not known here (`{row.encoding}`, codec `{codec}`)")
+
+    def _payload(self, row: SegmentPlace, pack: str) -> bytes:
+        return self._store.read_range("packs", Digest(pack), row.offset, row.offset + row.length)
 
     def _derived(self, view: _View, row: SegmentPlace, params: dict[str, Any], depth: int, threads: int) -> bytes:
         from modelyard.derivations.replay import replay

@@ -41,17 +41,45 @@ _PROCESSES = Path("/proc")  # Linux
 
 
 def owner() -> str:
-    """This process, as `host:pid:started`: a pid that is used again is told apart by when it started."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    """This process, as `host:pid:started`: a pid that is used again is told apart by when it started.
+
+    On Linux `started` is `ticks@boot.space`: since which boot, and in which of the machine's numberings of processes.
+    """
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}{_space()}"
 
 
 def is_alive(text: str) -> bool | None:
-    """Whether the process that `owner` named still runs; None when it was on another machine."""
+    """Whether the process that `owner` named still runs; None when it was on another machine, or is hidden from us."""
     host, _, rest = text.partition(":")
     pid, _, started = rest.partition(":")
     if host != socket.gethostname():
         return None
-    return pid.isdecimal() and _started(int(pid)) == started != ""
+    if pid.isdecimal() and _is_hidden(int(pid)):
+        return None
+    began = started.partition(".")[0] if "@" in started else started
+    return pid.isdecimal() and _started(int(pid)) == began != ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there that this one may know nothing of, because it is another user's."""
+    if not _PROCESSES.is_dir() or (_PROCESSES / str(pid)).is_dir():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        pass  # there is none
+    return False
+
+
+def _is_within_sight(text: str) -> bool:
+    """Whether processes where `owner` was said have the numbers that they have here.
+
+    Containers may share a machine and its name, and count processes each for itself; machines may share a name.
+    """
+    theirs = text.partition("@")[2]
+    return not theirs or theirs == owner().partition("@")[2]
 
 
 def _started(pid: int) -> str:
@@ -71,6 +99,14 @@ def _started(pid: int) -> str:
         process = psutil.Process(pid)
         return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.NoSuchProcess:
+        return ""
+
+
+def _space() -> str:
+    """The numbering in which this process has its number, by its inode; empty where there is but one."""
+    try:
+        return f".{(_PROCESSES / 'self/ns/pid').stat().st_ino}"
+    except OSError:
         return ""
 
 
@@ -173,7 +209,7 @@ class Watch:
         while this object looked; or when it stood still since an earlier collection, an hour ago by the clock `now`, and
         for three beats more while this object looked, because a clock can jump.
         """
-        alive = is_alive(record.owner)
+        alive = is_alive(record.owner) if _is_within_sight(record.owner) else None
         if alive is not None:
             return not alive
         heartbeat, since = self._seen.get(record.id, (None, 0.0))
@@ -184,7 +220,7 @@ class Watch:
 
     def is_suspect(self, record: LeaseRecord, now: datetime) -> bool:
         """Whether an earlier collection, an hour or more ago, saw the very heartbeat of a lease on another machine."""
-        if is_alive(record.owner) is not None or record.observed_at is None:
+        if record.observed_at is None or (_is_within_sight(record.owner) and is_alive(record.owner) is not None):
             return False
         still = record.observed_seq == record.heartbeat_seq
         return still and now.astimezone(UTC) - datetime.fromisoformat(record.observed_at) >= _BETWEEN
