@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from modelyard import points
-from modelyard.catalog import files, segments
+from modelyard.catalog import Catalog, files, segments
 from modelyard.catalog.segments import SegmentRow
 from modelyard.digest import Digest
-from modelyard.registry import collection
+from modelyard.registry import Yard, collection
 from modelyard.registry import deposit as deposits
+from modelyard.registry.rebuild import rebuild
 from modelyard.registry.settlement import KEPT_RAW
 from modelyard.store.packs import PackWriter, read_index
 from registry.registry_helpers import DATA, Bench, report
@@ -282,6 +283,26 @@ def test_a_commit_during_a_check_is_no_finding(bench: Bench, monkeypatch: pytest
     assert len(made) == 2
     assert [each for each in found if each.level != "info"] == []
     assert one.number == 1
+
+
+def test_a_rebuilt_catalog_counts_the_steps_to_a_base_in_use(bench: Bench, tmp_path: Path) -> None:
+    """Deltas of segments that lie in a whole file are one step from bytes, and two the deltas of those; a check agrees."""
+    base = bench.yard.commit(folder(bench, weights()), "team/base", kind="base")
+    source = folder(bench, tuned(weights()))
+    made = bench.yard.commit(source, "team/model", from_=[("finetuned", base)])
+    bench.yard.commit(folder(bench, tuned(tuned(weights()), 5)), "team/model", from_=[("finetuned", made)])
+    outdate(bench)
+    squeeze(bench)
+    bench.yard.collect(now=True, force=True)
+    catalog = Catalog(f"sqlite:///{tmp_path / 'rebuilt.db'}")
+    rebuild(bench.store, catalog)
+    yard = Yard(bench.store, catalog, author="ana", links=bench.root / "links").init()
+    with catalog.read() as connection:
+        rows = segments.find(connection, [piece.segment for piece in files.pieces(connection, weights_file(made))])
+    assert {row.depth for row in rows.values() if row.inputs} == {1}
+    assert contents(yard, made.name) == on_disk(source)
+    assert [each for each in yard.check(read_data=True).findings if each.level != "info"] == []
+    catalog.close()
 
 
 def test_v1_a_v2_b_v3_a(bench: Bench) -> None:

@@ -103,10 +103,10 @@ class Recovery:
         while left and level <= MAX_DEPTH:
             ready = self._chosen.keys() | self._homes
             chosen = {
-                digest: _row(pack, record, level)
+                digest: _row(pack, record, self._depth(record))
                 for digest, forms in left.items()
                 for pack, record in sorted(forms, key=lambda form: (form[1].encoding == "raw", form[0]), reverse=True)
-                if all(str(each) in ready for each in record.inputs)
+                if all(str(each) in ready for each in record.inputs) and self._depth(record) <= MAX_DEPTH
             }
             if not chosen and level > 0:
                 break
@@ -114,6 +114,11 @@ class Recovery:
                 del left[digest]
             self._chosen |= chosen
             level += 1
+
+    def _depth(self, record: SegmentRecord) -> int:
+        """How many steps a segment is away from bytes: none if they are its payload, and a whole file's are no step, either."""
+        known = [self._chosen.get(str(each)) for each in record.inputs]
+        return 1 + max(row.depth if row is not None else 0 for row in known) if known else 0
 
     def _cut_homes(self, whole: dict[str, tuple[int, str]], scattered: list[str]) -> None:
         """Cut whole files until every segment that is needed and in no pack was found in one."""
