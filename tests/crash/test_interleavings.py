@@ -11,6 +11,7 @@ from modelyard import points
 from modelyard.catalog import Catalog, files, segments
 from modelyard.catalog.segments import SegmentRow
 from modelyard.digest import Digest
+from modelyard.errors import NotFoundError
 from modelyard.registry import Yard, collection
 from modelyard.registry import deposit as deposits
 from modelyard.registry.rebuild import rebuild
@@ -303,6 +304,39 @@ def test_a_rebuilt_catalog_counts_the_steps_to_a_base_in_use(bench: Bench, tmp_p
     assert contents(yard, made.name) == on_disk(source)
     assert [each for each in yard.check(read_data=True).findings if each.level != "info"] == []
     catalog.close()
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_base_force_deleted_under_its_children_and_brought_back(bench: Bench, compacted: bool, held: bool) -> None:
+    """Compact, collect at once, check: the child reads; the base comes back if the child is made from it, else by a commit."""
+    below, above = folder(bench, weights()), folder(bench, tuned(weights()) if held else weights(9))
+    base = bench.yard.commit(below, "team/base", kind="base")
+    child = bench.yard.commit(above, "team/model", from_=[("finetuned", base)])
+    outdate(bench)
+    squeeze(bench)
+    bench.yard.delete(base, force=True)
+    if compacted:
+        squeeze(bench)
+    bench.yard.collect(now=True, force=True)
+    assert contents(bench.yard, child) == on_disk(above)
+    assert [each for each in bench.yard.check(read_data=True).findings if each.level != "info"] == []
+    came = _comes_back(bench, base)
+    if not came:
+        bench.yard.commit(below, "team/base", kind="base")
+    # A child that is not like it shares the header, which keeps the whole base until a compaction moves it to a pack.
+    assert came is (held or not compacted)
+    assert contents(bench.yard, base) == on_disk(below)
+    assert contents(bench.yard, child) == on_disk(above)
+    assert [each for each in bench.yard.check(read_data=True).findings if each.level != "info"] == []
+
+
+def _comes_back(bench: Bench, version: Version) -> bool:
+    try:
+        bench.yard.undelete(version)
+    except NotFoundError:
+        return False
+    return True
 
 
 def test_v1_a_v2_b_v3_a(bench: Bench) -> None:
