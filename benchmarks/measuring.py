@@ -82,6 +82,7 @@ def report(where: dict[str, Any], figures: list[Figure], *, quick: bool, as_json
     for figure in figures:
         peer = f", beside {_short(figure.peer_value)} {figure.unit} ({figure.peer}), ratio {_short(figure.ratio)}"
         held = "holds" if figure.holds else "MISSED"
+        held = "no verdict" if figure.target.startswith("none") else held
         shown = f"{figure.name}: {_short(figure.value)} {figure.unit}{peer if figure.peer else ''}"
         lines.append(f"{shown}; {figure.target}: {held}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -7,9 +7,9 @@ runs in a process of its own, ours and the peer's alike, imports left out; the b
     python benchmarks/store.py --quick         # small sizes and few training steps: that it works
     python benchmarks/store.py --json
 
-MLflow is installed into a virtual environment of its own under `build/benchmarks` (`pip install mlflow-skinny`), once. It logs to
-local files, as a yard does. It copies without fsync, while a yard makes everything durable before it answers; so it is timed a
-second time with an fsync of each file.
+MLflow is installed into a virtual environment of its own under `build/benchmarks` (`pip install mlflow`), once. The peer is the registry that a
+team shares: `mlflow server --serve-artifacts` on the loopback interface, started here and stopped at the end. Beside it stands MLflow without a
+server, on a local folder: a copy inside the kernel, which hashes nothing and syncs nothing; that one is timed with an fsync of each file as well.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from measuring import Call, Figure, call, machine, report
+from store_mlflow import mlflow, mlflow_server
 from store_models import QUICK, Training, changes, make_models, write_model
 
 if TYPE_CHECKING:
@@ -60,15 +59,6 @@ SMALL = Sizes(40_000_000, 500, 4096, (40_000_000, 80_000_000), 20_000_000, (512,
 def ours(*arguments: object) -> Call:
     """One of our calls, or a plain one, with this interpreter."""
     return call([sys.executable, CALLS, *map(str, arguments)], OMP_NUM_THREADS="2")
-
-
-def mlflow(*arguments: object) -> Call:
-    """One of MLflow's calls, with its interpreter, which is made when it is not there."""
-    home = BUILD / "mlflow"
-    if not (home / "bin" / "mlflow").exists():
-        venv.create(home, with_pip=True)
-        subprocess.run([home / "bin" / "pip", "install", "--quiet", "mlflow-skinny"], check=True, capture_output=True)
-    return call([str(home / "bin" / "python"), CALLS, *map(str, arguments)], MLFLOW_ALLOW_FILE_STORE="true")
 
 
 # Bytes.
@@ -167,6 +157,14 @@ def training_figures(models: Path) -> list[Figure]:
 # Time.
 
 
+_FOLDER = "MLflow on a local folder: a plain copy in the kernel, no hash"
+
+
+def _beside(name: str, mine: Call, peer: str, theirs: Call, *, size: int = 0) -> Figure:
+    """A figure to look at, without a target."""
+    return replace(_faster(name, mine, peer, theirs, 0, size=size), target="none: for comparison")
+
+
 def _faster(name: str, mine: Call, peer: str, theirs: Call, least: float, *, size: int = 0) -> Figure:
     ratio = theirs.seconds / mine.seconds
     rates = [(size or mine.size) / 1e6 / each.seconds for each in (mine, theirs)]
@@ -176,28 +174,36 @@ def _faster(name: str, mine: Call, peer: str, theirs: Call, least: float, *, siz
 def commits(scratch: Path, sizes: Sizes, notes: dict[str, Any]) -> list[Figure]:
     """Commits and checkouts of one large model and of one of many small tensors."""
     big = write_model(scratch / "large", max(sizes.large // (32 << 20), 1), 32 << 20)
-    figures = transfers(scratch, big, f"{_mb(big)} MB", sizes.repeat, notes)
     many = write_model(scratch / "many", sizes.tensors, sizes.tensor_bytes)
-    figures += transfers(scratch, many, f"{sizes.tensors} tensors, {_mb(many)} MB", sizes.repeat, notes)
+    with mlflow_server(scratch / "server") as server:
+        figures = transfers(scratch, big, f"{_mb(big)} MB", sizes.repeat, notes, server=server)
+        figures += transfers(
+            scratch, many, f"{sizes.tensors} tensors, {_mb(many)} MB", sizes.repeat, notes, server=server
+        )
     figures += links(scratch, big, sizes)
     shutil.rmtree(big)
     shutil.rmtree(many)
     return figures
 
 
-def transfers(scratch: Path, source: Path, label: str, repeat: int, notes: dict[str, Any]) -> list[Figure]:
+def transfers(
+    scratch: Path, source: Path, label: str, repeat: int, notes: dict[str, Any], *, server: str
+) -> list[Figure]:
     """One model into a yard and out of it, and the same by others, in turn."""
     home, runs, target, written = (scratch / name for name in ("yard", "runs", "target", "written"))
+    kept, noted, size = scratch / "server" / "artifacts", scratch / "run", (source / "model.safetensors").stat().st_size
     steps: dict[str, tuple[Path | None, Callable[[int], Call]]] = {
         "disk": (written, lambda _: ours("write", source, written)),
         "plain": (target, lambda _: ours("copy", source, target)),
         "new": (home, lambda _: ours("commit", home, source, "bench/new")),
         "known": (None, lambda number: ours("commit", home, source, f"bench/again{number}")),
         "hashed": (None, lambda _: ours("sha256", source)),
-        "checkout": (target, lambda _: ours("checkout", home, "bench/new", target, "copy")),
-        "logged": (runs, lambda _: mlflow("mlflow_log", runs, source, "as it is")),
-        "download": (target, lambda _: mlflow("mlflow_download", runs, target)),
-        "durable": (runs, lambda _: mlflow("mlflow_log", runs, source, "durable")),
+        "checkout": (target, lambda _: ours("checkout", home, "bench/new", target, "copy", size)),
+        "served": (kept, lambda _: mlflow("mlflow_log", server, noted, source, "")),
+        "fetched": (target, lambda _: mlflow("mlflow_download", server, noted, target, size)),
+        "logged": (runs, lambda _: mlflow("mlflow_log", runs.as_uri(), noted, source, "")),
+        "download": (target, lambda _: mlflow("mlflow_download", runs.as_uri(), noted, target, size)),
+        "durable": (runs, lambda _: mlflow("mlflow_log", runs.as_uri(), noted, source, runs)),
     }
     calls: dict[str, list[Call]] = {name: [] for name in steps}
     # One of each in turn, so that what else the machine does meets all sides alike.
@@ -209,18 +215,21 @@ def transfers(scratch: Path, source: Path, label: str, repeat: int, notes: dict[
     for path in (home, runs, target, written):
         _remove(path)
     made = {name: min(each, key=lambda one: one.seconds) for name, each in calls.items()}
-    new, known, size = made["new"], made["known"], made["new"].size
+    new, known, out = made["new"], made["known"], made["checkout"]
     busy = {name: round(min(each.processor for each in made), 2) for name, made in calls.items()}
     notes[f"processor seconds ({label})"] = ", ".join(f"{name} {seconds}" for name, seconds in busy.items())
     return [
         Figure(f"disk: write and fsync ({label})", size / 1e6 / made["disk"].seconds, "MB/s", "physical limit", True),
         _faster(f"commit of new bytes ({label})", new, "plain durable copy", made["plain"], 0.8),
-        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts, not durable", made["logged"], 3),
-        _faster(f"commit of new bytes ({label})", new, "MLflow log_artifacts and fsync", made["durable"], 3),
+        _faster(f"commit of new bytes ({label})", new, "MLflow server, log_artifacts", made["served"], 3),
         _faster(f"commit of stored bytes ({label})", known, "SHA-256", made["hashed"], 0.8),
-        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts, not durable", made["logged"], 3),
-        _faster(f"commit of stored bytes ({label})", known, "MLflow log_artifacts and fsync", made["durable"], 3),
-        _faster(f"checkout ({label})", made["checkout"], "MLflow download_artifacts", made["download"], 3, size=size),
+        _faster(f"commit of stored bytes ({label})", known, "MLflow server, log_artifacts", made["served"], 3),
+        _faster(f"checkout ({label})", out, "MLflow server, download_artifacts", made["fetched"], 3, size=size),
+        _beside(f"commit of new bytes ({label})", new, f"{_FOLDER}, not durable", made["logged"]),
+        _beside(f"commit of new bytes ({label})", new, f"{_FOLDER}, and fsync", made["durable"]),
+        _beside(f"commit of stored bytes ({label})", known, f"{_FOLDER}, not durable", made["logged"]),
+        _beside(f"checkout ({label})", out, _FOLDER, made["download"], size=size),
+        _beside(f"checkout ({label})", out, "plain durable copy", made["plain"], size=size),
     ]
 
 
@@ -237,16 +246,18 @@ def _mb(folder: Path) -> int:
 def links(scratch: Path, big: Path, sizes: Sizes) -> list[Figure]:
     """Checkout by link of a small and a large model."""
     small = write_model(scratch / "small", max(sizes.large // 10 // (1 << 20), 1), 1 << 20)
-    seconds = []
-    for source in (small, big):
-        home, target = scratch / "yard", scratch / "target"
-        ours("commit", home, source, "bench/model")
-        made = [
-            ours("checkout", home, "bench/model", target / str(number), "link") for number in range(3 * sizes.repeat)
-        ]
-        seconds.append(min(each.seconds for each in made))
-        shutil.rmtree(home)
-        shutil.rmtree(target)
+    home, target = scratch / "yard", scratch / "target"
+    models = {"bench/small": small, "bench/big": big}
+    for repo, source in models.items():
+        ours("commit", home, source, repo)
+    made: dict[str, list[float]] = {repo: [] for repo in models}
+    # In turn: a transaction's fsync takes longer while the disk writes something else.
+    for number in range(3 * sizes.repeat):
+        for repo, each in made.items():
+            each.append(ours("checkout", home, repo, target / f"{repo[6:]}{number}", "link").seconds)
+    shutil.rmtree(home)
+    shutil.rmtree(target)
+    seconds = [min(each) for each in made.values()]
     name = f"checkout by link ({_mb(big)} MB beside {_mb(small)} MB)"
     ratio = seconds[1] / seconds[0]
     shutil.rmtree(small)
