@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelyard.cli import output
+from modelyard.cli.housekeeping import housekeeping
 from modelyard.cli.options import Home, with_json, with_yard
 
 if TYPE_CHECKING:
@@ -26,10 +27,17 @@ __all__ = ["ps", "serve"]
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A file with the token that requests must carry; needed to listen beyond loopback.",
 )
+@click.option("--compact/--no-compact", default=True, help="Compact cold versions in the background, now and then.")
 @with_yard
 @with_json
 def serve(
-    references: tuple[str, ...], host: str, port: int, token_file: Path | None, home: Home, as_json: bool
+    references: tuple[str, ...],
+    host: str,
+    port: int,
+    token_file: Path | None,
+    compact: bool,
+    home: Home,
+    as_json: bool,
 ) -> None:
     """Serve versions over an OpenAI-compatible API. A REFERENCE that names an alias is followed: `yard promote` swaps the
     new version in without a failed request.
@@ -47,9 +55,9 @@ def serve(
             output.note(f"serving {', '.join(references)} at {url}/v1 (Ctrl-C stops it)")
 
     token = token_file.read_text("utf-8").strip() if token_file else None
-    run_server(
-        home.open(), list(references), host=host, port=port, token=token, ready=ready, threads=home.settings.threads
-    )
+    yard, threads = home.open(), home.settings.threads
+    with housekeeping(home.settings.home, wanted=compact):
+        run_server(yard, list(references), host=host, port=port, token=token, ready=ready, threads=threads)
 
 
 @click.command()

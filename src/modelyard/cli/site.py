@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelyard.cli import output
+from modelyard.cli.housekeeping import housekeeping
 from modelyard.cli.options import Home, with_json, with_yard
 from modelyard.errors import ConflictError
 
@@ -37,9 +38,10 @@ def create_site(yard: Yard) -> Starlette:
 
 @click.command()
 @click.option("--port", default=8100, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--compact/--no-compact", default=True, help="Compact cold versions in the background, now and then.")
 @with_yard
 @with_json
-def up(port: int, home: Home, as_json: bool) -> None:
+def up(port: int, compact: bool, home: Home, as_json: bool) -> None:
     """Show the yard in a browser, and let Hub clients download from it with HF_ENDPOINT set. Loopback only, read-only.
 
     \b
@@ -65,4 +67,5 @@ def up(port: int, home: Home, as_json: bool) -> None:
             output.json_object({"url": url, "pages": f"{url}/ui/", "HF_ENDPOINT": url})
         else:
             output.note(f"pages at {url}/ui/, Hub clients with HF_ENDPOINT={url} (Ctrl-C stops it)")
-        uvicorn.Server(config).run(sockets=[listener])
+        with housekeeping(home.settings.home, wanted=compact):
+            uvicorn.Server(config).run(sockets=[listener])
