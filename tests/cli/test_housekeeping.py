@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Outcome
-from modelyard.cli import housekeeping as module
 from modelyard.cli.housekeeping import housekeeping
 
 WAIT = 60.0
@@ -32,9 +31,9 @@ def test_what_is_cold_is_compacted_on_the_side(
 
 def test_a_turn_ends_with_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that takes for ever is ended when the server ends, and nothing is said of it."""
-    monkeypatch.setattr(module.sys, "executable", str(_script(tmp_path, "sleep 600")))
+    monkeypatch.setattr("modelyard.cli.housekeeping.sys.executable", str(_script(tmp_path, "sleep 600")))
     notes: list[str] = []
-    monkeypatch.setattr(module.output, "note", notes.append)
+    monkeypatch.setattr("modelyard.cli.housekeeping.output.note", notes.append)
     started = time.monotonic()
     with housekeeping(tmp_path, wanted=True, first=0.0, pause=0.0):
         time.sleep(0.5)
@@ -45,9 +44,9 @@ def test_a_turn_ends_with_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the child says when it fails reaches the server's own log."""
-    monkeypatch.setattr(module.sys, "executable", str(_script(tmp_path, "echo broken disk >&2; exit 8")))
+    monkeypatch.setattr("modelyard.cli.housekeeping.sys.executable", str(_script(tmp_path, "echo broken disk >&2; exit 8")))
     notes: list[str] = []
-    monkeypatch.setattr(module.output, "note", notes.append)
+    monkeypatch.setattr("modelyard.cli.housekeeping.output.note", notes.append)
     with housekeeping(tmp_path, wanted=True, first=0.0, pause=1000.0) as turned:
         assert turned.wait(WAIT)
     assert len(notes) == 1
