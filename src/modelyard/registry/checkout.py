@@ -22,7 +22,7 @@ from modelyard.digest import Digest
 from modelyard.errors import ConflictError, InputError, IntegrityError, ModelError, NoSpaceError, YardError
 from modelyard.registry.names import check_paths
 from modelyard.registry.verified import Verified
-from modelyard.store.hashing import CHUNK, Hashing
+from modelyard.store.hashing import READ, Hashing
 
 if TYPE_CHECKING:
     from modelyard.registry.model import FileEntry, Version
@@ -163,7 +163,7 @@ def _copy(store: Store, entry: FileEntry, target: Path) -> bool:
         Hashing(sha256=entry.sha256) as hashing,
     ):
         cloned = _reflink(source.fileno() if _has_descriptor(source) else None, sink.fileno())
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(READ):
             hashing.update(chunk)
             rest = memoryview(b"" if cloned else chunk)
             while rest:

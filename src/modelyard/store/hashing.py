@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-__all__ = ["CHUNK", "Hashing", "Segmenting", "gather", "hash_chunks"]
+__all__ = ["CHUNK", "READ", "Hashing", "Segmenting", "gather", "hash_chunks"]
 
 CHUNK = 1 << 20
 """Bytes read, hashed and written at a time: few calls, and still in the cache from one step to the next."""
 
+READ = 256 << 10
+"""Bytes read at a time from a file that is stored meanwhile: a core's own cache holds them, and memory this small is used
+again, where Python asks the system for new memory for a MB each time. Of 973 MB on two cores a commit took 1.1 s, and 1.8 s by the MB."""
+
 _ALONE = 4 << 20
 """Below this many bytes a thread costs more than it saves."""
-_AHEAD = 16
+_AHEAD = 32
 """Chunks that may wait for a hash; bounds the memory."""
 
 

@@ -15,7 +15,7 @@ import blake3
 
 from modelyard.digest import Digest, digest_bytes
 from modelyard.errors import InputError, IntegrityError, InternalError, NotFoundError
-from modelyard.store.hashing import CHUNK
+from modelyard.store.hashing import CHUNK, READ
 from modelyard.store.oserrors import explain, explained
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def read_exactly(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
     """The chunks of a file that was `size` bytes long when it was opened; `InputError` at the first byte beyond."""
     # Without the bound, a file that grows as fast as it is read would never end.
     with explained(path, "read"):
-        while chunk := stream.read(CHUNK):
+        while chunk := stream.read(READ):
             size -= len(chunk)
             if size < 0:
                 raise changed(path)
