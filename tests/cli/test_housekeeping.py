@@ -44,7 +44,9 @@ def test_a_turn_ends_with_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the child says when it fails reaches the server's own log."""
-    monkeypatch.setattr("modelyard.cli.housekeeping.sys.executable", str(_script(tmp_path, "echo broken disk >&2; exit 8")))
+    monkeypatch.setattr(
+        "modelyard.cli.housekeeping.sys.executable", str(_script(tmp_path, "echo broken disk >&2; exit 8"))
+    )
     notes: list[str] = []
     monkeypatch.setattr("modelyard.cli.housekeeping.output.note", notes.append)
     with housekeeping(tmp_path, wanted=True, first=0.0, pause=1000.0) as turned:
