@@ -92,4 +92,6 @@ def _siblings(connection: Connection, record: VersionRecord) -> list[VersionReco
     numbers = [record.number + 1, record.number - 1, record.number + 2, record.number - 2]
     seqs = [versions.by_number(connection, record.repo.id, number) for number in numbers if number > 0]
     found = versions.load(connection, [seq for seq in seqs if seq is not None])
-    return [each for each in found if not each.deleted][:_SIBLINGS]
+    # What was made from this version is better kept by way of it: an offer the other way round would stand in its way.
+    made = {each.id for each in found if any(target == record.id for _, target in each.lineage)}
+    return [each for each in found if not each.deleted and each.id not in made][:_SIBLINGS]
