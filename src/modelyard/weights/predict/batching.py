@@ -1,0 +1,306 @@
+"""What every task's prediction shares: the table of tasks, options, batches, one forward pass.
+
+Knows no task's inputs and no result's meaning: a predictor is a function `(model, rows, options) -> results` that is
+named in `PREDICTORS`, one result for each row in order.
+
+>>> list(batches([4, 5, 6], 2))
+[[4, 5], [6]]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from modelyard.errors import ModelError, RequestError, near_match
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from modelyard.weights.model import Model
+
+__all__ = [
+    "PREDICTORS",
+    "SINGLE",
+    "TRUNCATIONS",
+    "PredictOptions",
+    "batches",
+    "forward",
+    "predict",
+    "refuse_windows",
+    "running",
+    "to_numpy",
+]
+
+Item = TypeVar("Item")
+Options = TypeVar("Options")
+
+TRUNCATIONS = ("error", "end", "start", "windows")
+"""What may happen to an input that is longer than the model takes: refused, cut at an end, or read in windows."""
+
+PREDICTORS: dict[str, str] = {
+    "text-generation": "text_completion:complete",
+    "text-classification": "text_classification:classify",
+    "token-classification": "text_tokens:tag",
+    "question-answering": "text_spans:answer",
+    "multiple-choice": "text_choices:choose",
+    "next-sentence-prediction": "text_choices:follow",
+    "fill-mask": "text_masks:fill",
+    "text2text-generation": "seq2seq:transform",
+    "table-question-answering": "tables:answer",
+    "decision": "decisions:decide",
+    "feature-extraction": "embeddings:extract",
+    "text-encoding": "embeddings:extract",
+    "pretraining": "text_raw:run",
+    "time-series-forecasting": "timeseries:forecast",
+    "time-series-classification": "timeseries:classify",
+    "time-series-regression": "timeseries:regress",
+}
+"""Task name to `module:function` in this package. The function takes `(model, rows, options)`."""
+
+SINGLE: dict[str, str] = {
+    "time-series-forecasting": "timeseries:is_single",
+    "time-series-classification": "timeseries:is_single",
+    "time-series-regression": "timeseries:is_single",
+}
+"""Tasks of which one input may itself be a list: `module:function` that says whether `inputs` is one input."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """How rows are predicted.
+
+    Attributes:
+        task: The name in `TASKS` that is predicted.
+        batch_size: Rows of one forward pass, at most.
+        truncation: One of `TRUNCATIONS`.
+        extra: The task's own options, as the caller gave them; `take` checks them.
+    """
+
+    task: str
+    batch_size: int = 32
+    truncation: str = "error"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(self, kind: type[Options]) -> Options:
+        """The task's own options as the dataclass `kind`, whose fields have defaults.
+
+        Raises:
+            RequestError: An option that `kind` has no field for; the hint has the near match.
+        """
+        names = [item.name for item in dataclasses.fields(cast("Any", kind))]
+        for name in self.extra:
+            if name not in names:
+                meant = near_match(name, [*names, "batch_size", "truncation"])
+                known = f"it takes {', '.join(names)}" if names else "it takes none of its own"
+                raise RequestError(
+                    f"{self.task} takes no option `{name}`",
+                    hint=f"did you mean `{meant}`?" if meant else known,
+                    field=name,
+                )
+        return kind(**self.extra)
+
+    def take_none(self) -> None:
+        """Refuse every option of its own, for a task that has none.
+
+        Raises:
+            RequestError: There is one.
+        """
+        self.take(_NoOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoOptions:
+    pass
+
+
+def predict(
+    model: Model, inputs: Any, *, batch_size: int = 32, truncation: str = "error", adapter: Any = ..., **options: Any
+) -> Any:
+    """The model's answer to one input, or a list of answers to a list of inputs.
+
+    Args:
+        model: A loaded model; its task decides what inputs and results are.
+        inputs: One input or a list (or tuple) of inputs; what an input is, by task, stands in
+            `docs/guides/predicting.md`.
+        batch_size: Rows of one forward pass, at most.
+        truncation: `error` refuses an input that is longer than the model takes and names its row and lengths; `end` and
+            `start` say where it is cut; `windows` (question answering, token classification) reads it in overlapping pieces.
+        adapter: The name of the adapter to answer with, None for the base alone; by default the active one.
+        **options: The task's own.
+
+    Returns:
+        A result of `modelyard.weights.predict.results`, or a list of them in the order of the inputs.
+
+    Raises:
+        RequestError: A wrong option, or an input that is none or too long; the message names the row.
+        ModelError: The model was released, its task has no prediction, or memory ran out (code `out_of_memory`).
+    """
+    check_alive(model)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise RequestError(f"`batch_size` is {batch_size!r}", hint="a whole number, 1 or more", field="batch_size")
+    if truncation not in TRUNCATIONS:
+        meant = near_match(str(truncation), TRUNCATIONS)
+        hint = f"did you mean `{meant}`?" if meant else f"one of {', '.join(TRUNCATIONS)}"
+        raise RequestError(f"`truncation` is {truncation!r}", hint=hint, field="truncation")
+    predictor = find_predictor(model.task)
+    single = _find(SINGLE[model.task]) if model.task in SINGLE else _is_single
+    one = bool(single(inputs))
+    rows = [inputs] if one else list(inputs)
+    warn_untrained(model)
+    chosen = PredictOptions(model.task, batch_size, truncation, options)
+    with using_adapter(model, adapter):
+        results = predictor(model, rows, chosen) if rows else []
+    return results[0] if one else results
+
+
+def find_predictor(task: str) -> Callable[[Model, list[Any], PredictOptions], list[Any]]:
+    """The function that predicts `task`.
+
+    Raises:
+        ModelError: There is none, and why.
+    """
+    if task not in PREDICTORS:
+        raise ModelError(
+            f"there is no prediction for {task}",
+            hint="call the model itself (`model.model(...)`); docs/reference/tasks.md says why",
+            task=task,
+        )
+    return _find(PREDICTORS[task])
+
+
+def _find(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"modelyard.weights.predict.{module}"), name)
+    return found
+
+
+def _is_single(inputs: Any) -> bool:
+    return not isinstance(inputs, list | tuple)
+
+
+def check_alive(model: Model) -> None:
+    """Refuse a model that was released.
+
+    Raises:
+        ModelError: It was.
+    """
+    if model.model is None:
+        raise ModelError(f"the model of `{model.folder}` was released", hint="load it again")
+
+
+def warn_untrained(model: Model) -> None:
+    """Warn (`UntrainedWarning`) where the answers come from weights that nobody trained."""
+    marked = getattr(model, "untrained", None)
+    if marked is None:
+        return
+    from modelyard.weights.untrained import UntrainedWarning
+
+    what = "a head that was drawn at random" if marked.kind == "head" else "random weights"
+    warnings.warn(
+        f"`{model.folder}` has {what}: train it before its answers mean anything", UntrainedWarning, stacklevel=4
+    )
+
+
+@contextmanager
+def using_adapter(model: Model, adapter: Any) -> Iterator[None]:
+    """Answer with the adapter of that name inside the block; None is the base, ... the active one."""
+    if adapter is ...:
+        yield
+        return
+    from modelyard.weights.loading import adapters
+
+    with adapters.using(model, adapter):
+        yield
+
+
+def batches(rows: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """`rows` in order, `size` at a time."""
+    for at in range(0, len(rows), size):
+        yield list(rows[at : at + size])
+
+
+@contextmanager
+def running(model: Model) -> Iterator[None]:
+    """Inference mode around whatever runs the model; memory that ran out comes back as an error that says what fits.
+
+    The caller's own mode is the same before and after; nothing computed inside carries a gradient.
+
+    Raises:
+        ModelError: Memory ran out (code `out_of_memory`).
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        from modelyard.weights.loading.memory import explain_oom
+
+        raise explain_oom(error, model) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)  # torch's CPU allocator raises a plain RuntimeError
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def forward(model: Model, inputs: Mapping[str, Any], **more: Any) -> Any:
+    """One forward pass of `inputs` (tensors by name) on the model's device, in inference mode; its outputs.
+
+    Floating-point tensors (pixels, audio features, series) are cast to the model's own dtype.
+
+    Raises:
+        ModelError: Memory ran out (code `out_of_memory`).
+    """
+    with running(model):
+        return model.model(**to_device(model, inputs), **more)
+
+
+def to_device(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs` where the model is, floating-point tensors in its dtype; what is no tensor stays as it is."""
+    import torch
+
+    device, dtype = model.model.device, model.model.dtype
+    moved: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            floats = value.is_floating_point() and dtype.is_floating_point
+            moved[name] = value.to(device, dtype) if floats else value.to(device)
+        else:
+            moved[name] = value
+    return moved
+
+
+def to_numpy(tensor: Any) -> Any:
+    """A tensor as a plain NumPy array: floats as float32, whole numbers and booleans as they are."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
+
+
+def refuse_windows(options: PredictOptions) -> None:
+    """Refuse `truncation="windows"` for a task whose answers cannot be put together from pieces.
+
+    Raises:
+        RequestError: It was asked for.
+    """
+    if options.truncation == "windows":
+        raise RequestError(
+            f"{options.task} cannot read an input in windows", hint="`end`, `start` or `error`", field="truncation"
+        )
+
+
+def sorted_batches(rows: Iterable[Item], size: int, length: Callable[[Item], int]) -> Iterator[list[int]]:
+    """Positions of `rows` in batches of at most `size`, long rows first, so that little of a batch is padding."""
+    items = list(rows)
+    yield from batches(sorted(range(len(items)), key=lambda at: -length(items[at])), size)
