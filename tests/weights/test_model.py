@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from modelyard.errors import ModelError, RequestError
+from modelyard.weights.defaults import read_defaults
 from modelyard.weights.load import load
-from modelyard.weights.model import Label, Model, read_defaults
+from modelyard.weights.model import Model
 from tiny_models import make_llama, make_tokenizer, save_model
 
 if TYPE_CHECKING:
@@ -195,36 +196,3 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
         model.model.model.norm.weight.fill_(torch.inf)
     with pytest.raises(ModelError, match="not finite"):
         model.generate("hi")
-
-
-def test_a_classifier_predicts(tmp_path: Path) -> None:
-    """A text classifier gives the likeliest label and its probability, alone and in a padded batch, and no text."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    labels = {0: "card", 1: "cash", 2: "other"}
-    config = BertConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        id2label=labels,
-        initializer_range=0.5,
-        pad_token_id=0,
-    )
-    classifier: Any = BertForSequenceClassification(config)
-    model = load(save_model(tmp_path, classifier.eval(), make_tokenizer(None)))
-    assert model.task == "text-classification"
-    together = model.predict(PROMPTS, batch_size=3)
-    with torch.inference_mode():
-        for prompt, found in zip(PROMPTS, together, strict=True):
-            scores = classifier(**model.processor(prompt, return_tensors="pt")).logits.softmax(-1)[0]
-            assert found.label == labels[int(scores.argmax())]
-            assert found.score == pytest.approx(float(scores.max()), abs=1e-5)
-    assert isinstance(model.predict("hi")[0], Label)
-    with pytest.raises(ModelError, match="does no text-generation"):
-        model.generate("hi")
-    with pytest.raises(RequestError, match="context is 64"):
-        model.predict("my card " * 100)

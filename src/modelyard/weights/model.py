@@ -12,17 +12,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import InternalError, ModelError, RequestError
 from modelyard.weights import chat
 from modelyard.weights.decoder import Decoder
+from modelyard.weights.defaults import read_defaults
+from modelyard.weights.footprint import measure
 from modelyard.weights.generation import (
-    DEFAULT_MAX_NEW_TOKENS,
     FinishReason,
     Generation,
     GenerationDefaults,
-    GenerationParams,
     check_context,
     decode,
     resolve_params,
@@ -31,33 +31,16 @@ from modelyard.weights.generation import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Completion", "Label", "Model", "Prompt", "Task", "read_defaults"]
+__all__ = ["GENERATING", "Completion", "Model", "Prompt", "Task"]
 
-Task = Literal["text-generation", "text-classification"]
+Task = str
+"""A name of `weights.tasks.TASKS`."""
+
+GENERATING = frozenset({"text-generation", "text2text-generation", "image-text-to-text", "any-to-any"})
+"""The tasks whose models answer with text by `generate`."""
+
 Prompt = str | Sequence[Mapping[str, Any]]
 """Text (one user message where the model has a chat template, else raw text), or a conversation."""
-
-# Fields of a generation_config that change what is generated and that the decoding loop does not do.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "penalty_alpha": (None, 0, 0.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0, 0.0),
-    "eta_cutoff": (None, 0, 0.0),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +60,21 @@ class Completion:
     prompt_tokens: int
 
 
-class Label(NamedTuple):
-    """What a classifier says of one text."""
-
-    label: str
-    score: float
-
-
 class Model:
     """A loaded model.
 
     Attributes:
-        model: The model of transformers (or PEFT, with the adapter active), in eval mode.
-        processor: Its tokenizer.
-        task: `text-generation` or `text-classification`.
+        model: The model of transformers (or PEFT, with its adapters in place), in eval mode unless loaded for training.
+        processor: Its preprocessor: a tokenizer, image processor, feature extractor or processor of several; or None.
+        task: A name of `weights.tasks.TASKS`.
         folder: Where it came from; an adapter's own folder.
         base: The folder of an adapter's base, else None.
         version: The version that a registry loaded it from, else None.
         threads: Compute threads that were asked for, else None.
-        defaults: What the checkpoint says about its answers.
+        plan: The `LoadPlan` it was loaded by, else None.
+        load_report: What the load added, dropped and cast (`LoadReport`), else None.
+        untrained: Which of its tensors were drawn at random and never trained (`Untrained`), else None.
+        adapters: Names of its adapters; `adapter=` of a call takes one of them.
     """
 
     def __init__(
@@ -108,6 +87,10 @@ class Model:
         base: Path | None = None,
         version: Any = None,
         threads: int | None = None,
+        plan: Any = None,
+        load_report: Any = None,
+        untrained: Any = None,
+        adapters: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.processor = processor
@@ -116,7 +99,73 @@ class Model:
         self.base = base
         self.version = version
         self.threads = threads
-        self.defaults = read_defaults(_core(model), processor)
+        self.plan = plan
+        self.load_report = load_report
+        self.untrained = untrained
+        self.adapters = tuple(adapters)
+        self._defaults = read_defaults(_core(model), self.tokenizer) if task in GENERATING else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, also where it is one part of the processor; None where the task reads no text."""
+        if hasattr(self.processor, "convert_ids_to_tokens"):
+            return self.processor
+        return getattr(self.processor, "tokenizer", None)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of transformers."""
+        return _core(self._alive()).config
+
+    @property
+    def base_model(self) -> Any:
+        """The bare encoder or decoder, without its head; the same with an adapter on it or not."""
+        return _core(self._alive()).base_model
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What the checkpoint says about its answers; `ModelError` for a task that generates no text."""
+        if self._defaults is None:
+            raise ModelError(f"`{self.folder}` is a {self.task} model: it generates no text", hint="use `predict`")
+        return self._defaults
+
+    def predict(self, inputs: Any, **options: Any) -> Any:
+        """What the model says of one input, or of each of a list, as its task's result (`weights.predict.predict`)."""
+        from modelyard.weights.predict import predict
+
+        self._alive()
+        return predict(self, inputs, **options)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the model with its preprocessors as a folder that `load` reads (`weights.saving.save`)."""
+        from modelyard.weights.saving import save
+
+        self._alive()
+        return save(self, folder)
+
+    def to(self, device: str) -> Model:
+        """Move the weights to `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`; the same model."""
+        self._alive().to(device)
+        return self
+
+    def train(self) -> Model:
+        """Switch dropout and the like on, for training; the same model."""
+        self._alive().train()
+        return self
+
+    def eval(self) -> Model:
+        """Switch dropout and the like off, as every load does; the same model."""
+        self._alive().eval()
+        return self
+
+    def num_parameters(self, *, trainable: bool = False) -> int:
+        """How many parameters there are, tied ones once and packed ones unpacked; `trainable`: those that train."""
+        return int(_core(self._alive()).num_parameters(only_trainable=trainable))
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of all parameters and buffers as they are in memory, quantized ones and shared ones counted as stored."""
+        return measure(self._alive())
 
     def generate(self, prompt: Prompt, **params: Any) -> str:
         """The answer to one prompt.
@@ -181,7 +230,7 @@ class Model:
             params: Fields of `GenerationParams`.
             ids: Token ids of the prompt, instead of `prompt`.
         """
-        self._check_alive("text-generation")
+        self._check_decodes()
         resolved = resolve_params(params, self.defaults)
         prompt_ids = tuple(self.tokenize(prompt) if prompt is not None else _check_ids(ids or (), self.model))
         limit = check_context(len(prompt_ids), resolved, self.defaults)
@@ -189,25 +238,8 @@ class Model:
 
     def decoder(self) -> Decoder:
         """A new decoding loop over this model; it belongs to one thread at a time."""
-        self._check_alive("text-generation")
+        self._check_decodes()
         return Decoder(_core(self.model))
-
-    def predict(self, texts: str | Sequence[str], *, batch_size: int = 32) -> list[Label]:
-        """The likeliest label of each text, with its probability; for `text-classification`."""
-        self._check_alive("text-classification")
-        import torch
-
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        names = self.model.config.id2label
-        found: list[Label] = []
-        for at in range(0, len(texts), batch_size):
-            batch = self.processor(texts[at : at + batch_size], padding=True, return_tensors="pt").to(self.model.device)
-            self._check_length(batch["input_ids"].shape[1])
-            with torch.inference_mode():
-                best = self.model(**batch).logits.float().softmax(-1).max(-1)
-            pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            found += [Label(str(names[index]), score) for score, index in pairs]
-        return found
 
     def release(self) -> None:
         """Let the weights go and give their memory back to the system; the model answers nothing afterwards."""
@@ -221,56 +253,15 @@ class Model:
             if progress.text:
                 yield progress.text
 
-    def _check_alive(self, task: Task) -> None:
+    def _alive(self) -> Any:
         if self.model is None:
             raise ModelError(f"the model of `{self.folder}` was released", hint="load it again")
-        if self.task != task:
-            raise ModelError(f"`{self.folder}` is a {self.task} model: it does no {task}")
+        return self.model
 
-    def _check_length(self, tokens: int) -> None:
-        if self.defaults.context is not None and tokens > self.defaults.context:
-            raise RequestError(
-                f"a text has {tokens} tokens and the model's context is {self.defaults.context}", field="texts"
-            )
-
-
-def read_defaults(model: Any, tokenizer: Any) -> GenerationDefaults:
-    """What a checkpoint says about its answers: sampling, length, ending tokens, context.
-
-    Values are taken from its generation_config only where it sets them, and sampling only where `do_sample` is true.
-    An ending token is what the generation_config lists, the tokenizer's EOS, and what the chat template writes behind
-    an answer.
-    """
-    said: Any = getattr(model, "generation_config", None)
-    values: dict[str, Any] = {}
-    if getattr(said, "do_sample", None):
-        values = {"temperature": 1.0}
-        for name in ("temperature", "top_p", "top_k", "min_p"):
-            if getattr(said, name, None) is not None:
-                values[name] = getattr(said, name)
-    if getattr(said, "repetition_penalty", None) is not None:
-        values["repetition_penalty"] = said.repetition_penalty
-    ends = getattr(said, "eos_token_id", None)
-    listed = set(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-    if tokenizer.eos_token_id is not None:
-        listed.add(tokenizer.eos_token_id)
-    ignored = tuple(name for name, idle in _NOT_DONE.items() if getattr(said, name, None) not in idle)
-    return GenerationDefaults(
-        params=GenerationParams(**values),
-        eos_ids=frozenset(int(item) for item in listed) | chat.turn_end_ids(tokenizer),
-        max_new_tokens=getattr(said, "max_new_tokens", None) or DEFAULT_MAX_NEW_TOKENS,
-        context=_read_context(model.config),
-        ignored=ignored,
-    )
-
-
-def _read_context(config: Any) -> int | None:
-    text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    def _check_decodes(self) -> None:
+        self._alive()
+        if self.task != "text-generation":
+            raise ModelError(f"`{self.folder}` is a {self.task} model: it does no text-generation")
 
 
 def _core(model: Any) -> Any:
