@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.weights.checks import read_json
-from modelyard.weights.headers import Header, read_header
+from modelyard.weights.ranges import read_header_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from modelyard.weights.files import Files
+    from modelyard.weights.headers import Header
 
 __all__ = ["Inspection", "inspect", "task_of"]
 
@@ -134,7 +135,7 @@ def _sizes(files: Files, weights: list[str]) -> dict[str, Any]:
     dtypes: Counter[str] = Counter()
     size = 0
     for name in weights:
-        header = read_header(files.path(name))
+        header = read_header_of(files, name)
         for info in header.tensors.values():
             dtypes[info.dtype] += info.elements
             size += info.end - info.start
@@ -150,7 +151,7 @@ def _tied(config: Mapping[str, Any], files: Files, weights: list[str]) -> bool:
     said = config.get("tie_word_embeddings")
     if said is not None:
         return bool(said)
-    headers: list[Header] = [read_header(files.path(name)) for name in weights]
+    headers: list[Header] = [read_header_of(files, name) for name in weights]
     has_head = any(
         name.endswith(("lm_head.weight", "embed_out.weight")) for header in headers for name in header.tensors
     )
