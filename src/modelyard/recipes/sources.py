@@ -8,7 +8,7 @@
 This module reads the text and touches nothing: whether the thing exists is found out by the step that uses it.
 
 >>> parse_base("hf://org/small@main")
-HubSource(repo='org/small', revision='main')
+HubSource(repo='org/small', revision='main', file=None)
 >>> parse_data("datasets/team/banking@v2:train.csv")
 VersionFile(reference='datasets/team/banking@v2', file='train.csv')
 """
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from modelyard.errors import RefError
 from modelyard.registry.reference import Reference
+from modelyard.weights import hub
+from modelyard.weights.hub import HubSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,23 +42,12 @@ __all__ = [
     "slug",
 ]
 
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_HUB = re.compile(rf"hf://({_PART}/{_PART}|{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
-
 
 @dataclass(frozen=True)
 class PathSource:
     """A file or folder, as written; `located` gives the path."""
 
     path: str
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A model on the hub: `org/name` and the revision asked for (None: the hub's default branch)."""
-
-    repo: str
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -105,10 +96,13 @@ def parse_base(text: str) -> BaseSource:
     if text.startswith("package:"):
         return _package(text)
     if text.startswith("hf:"):
-        found = _HUB.fullmatch(text)
-        if not found:
-            raise RefError(f"`{text}` is not a hub id", hint="write `hf://org/name` or `hf://org/name@revision`")
-        return HubSource(found[1], found[2])
+        source = hub.parse(text)
+        if source.file is not None:
+            raise RefError(
+                f"`{text}` is a GGUF file, not a base",
+                hint=f"take the model's safetensors: `hf://{source.repo}`",
+            )
+        return source
     if "/" not in text:
         forms = f"a folder is written `./{text}`, a hub id `hf://org/name`, a version `ns/name@v1`"
         raise RefError(f"`{text}` is not a base", hint=forms)

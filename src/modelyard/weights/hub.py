@@ -1,0 +1,129 @@
+"""A model on a hub, as `hf://org/name[@revision]`: into the cache that every Hugging Face tool shares, pinned to a commit.
+
+Fetched are config, preprocessors and safetensors, or the one GGUF file that is named. Weights in a pickle and code are not:
+neither would be loaded. The bytes lie in the cache as links; `open_folder` opens such a folder as `Files`.
+
+Where the hub is, where its cache is and who asks are arguments: this module reads no environment, and what is None is left to
+`huggingface_hub`. Knows no yard and no model.
+
+>>> parse("hf://org/small@main")
+HubSource(repo='org/small', revision='main', file=None)
+>>> parse("hf://org/small/small-q4.gguf").file
+'small-q4.gguf'
+>>> str(parse("hf://org/small@refs/pr/1"))
+'hf://org/small@refs/pr/1'
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modelyard.errors import RefError
+from modelyard.weights.files import Files, FolderFiles
+
+__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "open_folder", "parse"]
+
+Token = str | bool | None
+"""A token; False for none at all; None for the one that `huggingface_hub` finds."""
+
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
+_ID = re.compile(rf"hf://({_PART}/{_PART}|{_PART})(?:/({_PART}\.gguf))?(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
+_FORMS = "write `hf://org/name`, `hf://org/name@revision` or `hf://org/name/file.gguf`"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A model on a hub.
+
+    Attributes:
+        repo: `org/name`.
+        revision: A branch, a tag or a commit; None for the hub's default branch.
+        file: The GGUF file that was named, else None.
+    """
+
+    repo: str
+    revision: str | None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"hf://{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
+
+
+def is_hub_id(text: object) -> bool:
+    """Whether `text` is written as a hub's id, rightly or wrongly.
+
+    >>> is_hub_id("hf://org/name"), is_hub_id("org/name")
+    (True, False)
+    """
+    return isinstance(text, str) and text.startswith("hf:")
+
+
+def parse(text: str) -> HubSource:
+    """Read `hf://org/name[@revision]` or `hf://org/name/file.gguf[@revision]`.
+
+    Raises:
+        RefError: It is neither.
+    """
+    found = _ID.fullmatch(text)
+    if found is None or ".." in text or "//" in text.removeprefix("hf://") or text.endswith(("/", ".lock")):
+        raise RefError(f"`{text}` is not a hub id", hint=_FORMS)
+    return HubSource(found[1], found[3], found[2])
+
+
+def open_folder(folder: Path) -> Files:
+    """A model folder as `Files`; a snapshot in a hub cache, whose files are links into it, too."""
+    is_snapshot = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
+    return FolderFiles(folder, links_within=folder.parent.parent if is_snapshot else None)
+
+
+def fetch(
+    source: str | HubSource,
+    *,
+    endpoint: str | None = None,
+    cache_dir: Path | str | None = None,
+    revision: str | None = None,
+    token: Token = None,
+    offline: bool = False,
+    weights: bool = True,
+    progress: bool = False,
+) -> Path:
+    """Fetch what is missing of a hub's model; returns its folder in the cache, or the GGUF file that `source` names.
+
+    With everything in the cache only the revision is asked for; with a whole commit id, or `offline`, nobody is asked.
+
+    Args:
+        source: A hub's id.
+        endpoint: Where the hub is.
+        cache_dir: The cache's folder.
+        revision: A branch, a tag or a commit, where `source` names none.
+        token: Who asks: a token, or False for nobody.
+        offline: Whether nobody may be asked; everything has to be in the cache.
+        weights: Whether weights are wanted too; without them config and preprocessors come alone.
+        progress: Whether `huggingface_hub` draws its bars on standard error.
+
+    Raises:
+        RefError: `source` is no hub id.
+        NotFoundError: `hub_absent`, `hub_revision`, `hub_file`, `hub_disabled`; `hub_not_cached` when offline.
+        AuthError: `hub_gated`, `hub_private`, `hub_token` (not valid), `hub_forbidden` (not enough).
+        InputError: `hub_unreachable`, `hub_failed`.
+        ModelError: `hub_no_safetensors`: it has no weights that would be loaded.
+    """
+    from modelyard.weights import hub_cache, hub_errors
+
+    asked = parse(source) if isinstance(source, str) else source
+    if revision is not None:
+        if asked.revision not in {None, revision}:
+            raise RefError(f"`{asked}` names a revision, and `revision` is `{revision}`", hint="say it once")
+        asked = parse(str(replace(asked, revision=revision)))
+    access = hub_cache.Access(
+        endpoint=endpoint,
+        cache_dir=str(Path(cache_dir).expanduser()) if cache_dir is not None else None,
+        token=token,
+        offline=offline,
+        progress=progress,
+    )
+    with hub_errors.translated(asked, access):
+        return hub_cache.fetch(asked, access, weights=weights)
