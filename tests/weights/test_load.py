@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modelyard.errors import ModelError, PickleError, RequestError
-from modelyard.weights import load as loading_module
 from modelyard.weights.load import cpu_runs_bfloat16, load, pick_dtype
+from modelyard.weights.loading import dtypes
 from tiny_models import make_llama, make_tokenizer, save_adapter, save_model
 
 if TYPE_CHECKING:
@@ -182,10 +182,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path, folder: Path) -> None:
     make_llama().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has no tokenizer"):
         load(tmp_path)
-    for architectures in (["DinosaurForCausalLM"], None):
+    for architectures, words in ((["DinosaurForCausalLM"], "`DinosaurForCausalLM`"), (None, "no architecture")):
         edit_json(tmp_path / "config.json", architectures=architectures)
-        with pytest.raises(ModelError, match="neither a causal language model"):
+        with pytest.raises(ModelError, match=words) as caught:
             load(tmp_path)
+        assert (caught.value.code, caught.value.hint) == (
+            "unknown_architecture",
+            "say what it is for: task='text-generation'",
+        )
 
 
 def test_options_are_checked(folder: Path) -> None:
@@ -208,7 +212,7 @@ def test_dtype_auto_is_the_checkpoints_where_the_cpu_computes_in_it(
     save_model(tmp_path, make_llama().to(torch.bfloat16))
     held = load_file(tmp_path / "model.safetensors")["model.norm.weight"]
     for able, kind in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(loading_module, "cpu_runs_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(dtypes, "cpu_runs_bfloat16", lambda able=able: able)
         model = load(tmp_path).model
         assert {parameter.dtype for parameter in model.parameters()} == {kind}
         assert torch.equal(model.model.norm.weight.float(), held.float())

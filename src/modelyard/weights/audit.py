@@ -17,9 +17,16 @@ __all__ = ["audit_keys", "audit_tensors", "audit_ties"]
 
 _SHOWN = 8
 _PREFIXES = ("module.", "_orig_mod.", "base_model.model.")
+_WORDS = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
 
 
-def audit_keys(label: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[object]) -> None:
+def audit_keys(
+    label: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[object],
+    allow: Iterable[str] = (),
+) -> dict[str, tuple[str, ...]]:
     """Raise `ModelError` unless every tensor of the model came from the file, and every tensor of the file was used.
 
     Args:
@@ -27,51 +34,72 @@ def audit_keys(label: str, missing: Iterable[str], unexpected: Iterable[str], mi
         missing: Tensors that the model has and the file has not.
         unexpected: Tensors that the file has and the model has not.
         mismatched: Tensors whose shapes differ: names, or (name, shape on disk, shape in the model).
+        allow: Kinds that are no error: `missing`, `unexpected`, `mismatched`.
+
+    Returns:
+        What was allowed, kind to the tensors' names; a mismatched one with its shapes.
     """
-    absent, extra = sorted(missing), sorted(unexpected)
-    wrong = sorted(_show_mismatch(item) for item in mismatched)
-    parts = [
-        f"{len(names)} {what} ({_show(names)})"
-        for what, names in (("missing", absent), ("unexpected", extra), ("of another shape", wrong))
-        if names
-    ]
-    if not parts:
-        return
-    hint = "run `yard doctor` on the folder"
+    found = {
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "mismatched": sorted(_show_mismatch(item) for item in mismatched),
+    }
+    allowed = {kind: tuple(names) for kind, names in found.items() if names and kind in set(allow)}
+    faults = {kind: names for kind, names in found.items() if names and kind not in allowed}
+    if not faults:
+        return allowed
+    extra = found["unexpected"]
+    hint = f"run `yard doctor` on the folder; or allow it by name: allow={tuple(faults)!r}"
     prefix = next((item for item in _PREFIXES if extra and all(name.startswith(item) for name in extra)), None)
     if prefix:
         hint = f"every name begins with `{prefix}`: save the unwrapped model, or strip the prefix"
     elif any(".base_layer." in name for name in extra):
         hint = "`base_layer` names are an adapter's: save the merged model, or the adapter by itself"
+    parts = [f"{len(names)} {_WORDS[kind]} ({_show(names)})" for kind, names in faults.items()]
     raise ModelError(
         f"{label}: the weights are not this architecture's: {'; '.join(parts)}",
         hint=hint,
-        missing=absent,
-        unexpected=extra,
-        mismatched=wrong,
+        **{kind: faults.get(kind, []) for kind in found},
     )
 
 
-def audit_tensors(label: str, model: Any, dtype: Any) -> None:
+def audit_tensors(
+    label: str, model: Any, dtype: Any, *, allow: Iterable[str] = (), strict: bool = True
+) -> dict[str, tuple[str, ...]]:
     """Raise `ModelError` if a tensor of the model is not there, not finite, or of a dtype that nobody asked for.
 
     One pass over the weights, nothing allocated. Float32 is always allowed: some architectures keep parts of themselves
-    in it whatever they are loaded as, and so do adapters.
+    in it whatever they are loaded as, and so do adapters. Packed and integer tensors of a quantized model have no NaN to
+    find; a tensor that a device map put on disk is looked for there.
+
+    Args:
+        label: What messages call the folder.
+        model: The loaded model.
+        dtype: The torch dtype that was asked for.
+        allow: `nonfinite`, for weights that hold NaN or infinity on purpose.
+        strict: Whether another floating-point dtype is a fault; a quantized model chooses its own.
+
+    Returns:
+        What was allowed: `nonfinite` to the tensors' names.
     """
     import torch
 
+    offloaded = _offloaded(model)
     absent, broken, strange = [], [], []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
-            absent.append(name)
+            if not _is_offloaded(name, offloaded):
+                absent.append(name)
         elif tensor.is_floating_point() and tensor.numel():
-            if tensor.dtype not in (dtype, torch.float32, torch.float64):
+            if strict and tensor.dtype not in {dtype, torch.float32, torch.float64}:
                 strange.append(f"{name}: {tensor.dtype}")
                 continue
-            least, most = tensor.aminmax()  # a NaN anywhere is the least and the most
             # A mask's buffer may hold -inf on purpose; a parameter may not.
-            if isinstance(tensor, torch.nn.Parameter) and not (least.isfinite() and most.isfinite()):
+            if isinstance(tensor, torch.nn.Parameter) and not _is_finite(tensor):
                 broken.append(name)
+    allowed: dict[str, tuple[str, ...]] = {}
+    if broken and "nonfinite" in set(allow):
+        allowed["nonfinite"], broken = tuple(broken), []
     diverged = "the checkpoint is damaged or was saved from a run that diverged; take an earlier one"
     disturbed = "something else loaded a model in this process at the same time; load again, under `LOADING`"
     for names, what, hint in (
@@ -81,6 +109,29 @@ def audit_tensors(label: str, model: Any, dtype: Any) -> None:
     ):
         if names:
             raise ModelError(f"{label}: {len(names)} tensors {what}: {_show(names)}", hint=hint, tensors=names)
+    return allowed
+
+
+def _is_finite(tensor: Any) -> bool:
+    """Whether a plain floating-point tensor holds no NaN and no infinity; quantized ones hold neither."""
+    import torch
+
+    kinds = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    if tensor.dtype not in kinds or type(tensor.data) is not torch.Tensor:
+        return True  # a packed tensor: its own class, or an 8-bit float that aminmax is not made for
+    least, most = tensor.detach().aminmax()  # a NaN anywhere is the least and the most
+    return bool(least.isfinite() and most.isfinite())
+
+
+def _offloaded(model: Any) -> tuple[str, ...]:
+    """Names of the modules that a device map keeps on disk, or in memory until they run."""
+    places = getattr(model, "hf_device_map", None) or getattr(getattr(model, "base_model", None), "hf_device_map", None)
+    return tuple(name for name, place in (places or {}).items() if str(place) in {"disk", "cpu"})
+
+
+def _is_offloaded(name: str, modules: tuple[str, ...]) -> bool:
+    plain = name.removeprefix("base_model.model.")
+    return any(not module or plain == module or plain.startswith(f"{module}.") for module in modules)
 
 
 def audit_ties(label: str, model: Any) -> None:

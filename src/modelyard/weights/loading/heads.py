@@ -1,0 +1,128 @@
+"""Which tensors belong to a head: what a task adds to a checkpoint, and what it leaves of it.
+
+Decided by the class that the checkpoint was saved as, built on the meta device: a tensor that this class has not is added
+by the task, one that it alone has is dropped. Where it is unknown, the head is what is outside the module at
+`base_model_prefix`. A checkpoint that is loaded as its own class has no head to add.
+
+Knows names of tensors; reads no values.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelyard.weights.loading.lock import LOADING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from modelyard.weights.loading.classes import Choice
+
+__all__ = ["Split", "module_names", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a library's loading report means.
+
+    Attributes:
+        added: Tensors of a head that the task adds; the library drew them at random.
+        dropped: Tensors of the files that belong to another task's head.
+        missing: Tensors of the body that no file holds.
+        unexpected: Tensors of the files that belong to nothing.
+        mismatched: Tensors of the body with another shape in the files: (name, shape there, shape in the model).
+    """
+
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[Any, ...]
+
+
+def split(info: Mapping[str, Any], model: Any, choice: Choice, own_config: Any, *, relabelled: bool) -> Split:
+    """Sort transformers' loading report into head and body.
+
+    Args:
+        info: What `output_loading_info=True` gives.
+        model: The model that was loaded.
+        choice: The class that it is, and the one that the checkpoint was saved as.
+        own_config: The checkpoint's own configuration.
+        relabelled: Whether the caller asked for another number of labels than the checkpoint has.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    mismatched = sorted(info["mismatched_keys"], key=str)
+    if choice.is_own:
+        added = {str(item[0]) for item in mismatched if relabelled and not _in_body(model, str(item[0]))}
+        return Split(
+            tuple(sorted(added)),
+            (),
+            tuple(missing),
+            tuple(unexpected),
+            tuple(item for item in mismatched if item[0] not in added),
+        )
+    before = _own_names(choice, own_config) if missing or unexpected else None
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+
+    def had(name: str) -> bool:
+        return before is not None and _bare(name, prefix) in before
+
+    new = {name for name in missing if (not had(name) if before is not None else not _in_body(model, name))}
+    new |= {str(item[0]) for item in mismatched if not _in_body(model, str(item[0]))}
+    gone = {name for name in unexpected if had(name) or not _in_body(model, name)}
+    faults = [name for name in missing if name not in new]
+    return Split(
+        tuple(sorted(new)),
+        tuple(sorted(gone)),
+        tuple(faults),
+        # With faults in the body, what is left over is part of the same trouble (a prefix on every name).
+        tuple(name for name in unexpected if faults or name not in gone),
+        tuple(item for item in mismatched if item[0] not in new),
+    )
+
+
+def module_names(model: Any, disk: Iterable[str]) -> dict[str, str]:
+    """Each tensor's name on disk to its name in the model, as transformers renames it when it loads; None left out."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping: Any = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    held = model.state_dict()
+    made: dict[str, str] = {}
+    for name in sorted(disk, key=dot_natural_key):
+        renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
+        if renamed not in held and name in held:
+            renamed = name
+        if renamed in held:
+            made[name] = renamed
+        del pattern
+    return made
+
+
+def _in_body(model: Any, name: str) -> bool:
+    """Whether a tensor is of the module at `base_model_prefix`; of a base model itself, of one of its modules."""
+    prefix = model.base_model_prefix
+    if prefix and hasattr(model, prefix):
+        return name.startswith(f"{prefix}.")
+    first = name.partition(".")[0]
+    return any(first == child for child, _ in (*model.named_children(), *model.named_parameters(recurse=False)))
+
+
+def _own_names(choice: Choice, config: Any) -> set[str] | None:
+    """The tensors of the class that the checkpoint was saved as, without its prefix; None where there is no such class."""
+    import torch
+
+    if choice.own is None:
+        return None
+    with LOADING, torch.device("meta"):
+        own = choice.own._from_config(copy.deepcopy(config))  # noqa: SLF001  what AutoModel.from_config calls
+    prefix = f"{own.base_model_prefix}." if own.base_model_prefix else ""
+    return {_bare(name, prefix) for name in own.state_dict()}
+
+
+def _bare(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix) if prefix else name

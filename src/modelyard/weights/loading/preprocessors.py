@@ -1,0 +1,136 @@
+"""What makes a model's inputs: a tokenizer, image or video processor, feature extractor, or a processor of several parts.
+
+Image processors run on Pillow where torchvision is not installed; one that exists for torchvision only is a named error.
+Knows the files that preprocessors are saved in; reads no weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError
+from modelyard.weights.checks import check_config, read_json
+from modelyard.weights.files import FolderFiles
+from modelyard.weights.loading.translate import first_line, translated
+from modelyard.weights.tasks import TaskInfo, find_task
+
+if TYPE_CHECKING:
+    from modelyard.weights.tasks import Preprocessor
+
+__all__ = ["TOKENIZER_FILES", "has_preprocessor", "load_preprocessor", "save_preprocessor"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
+_PROCESSOR = "processor_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
+_VIDEO = "video_preprocessor_config.json"
+_NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tokenizer": ("no tokenizer", TOKENIZER_FILES),
+    "image-processor": ("no image processor", (_PREPROCESSOR, _PROCESSOR)),
+    "feature-extractor": ("no feature extractor", (_PREPROCESSOR, _PROCESSOR)),
+    "video-processor": ("no video processor", (_VIDEO, _PREPROCESSOR, _PROCESSOR)),
+    "processor": ("no processor", (_PROCESSOR, _PREPROCESSOR, _VIDEO, *TOKENIZER_FILES)),
+}
+
+
+def load_preprocessor(folder: Path | str, task: str | None = None) -> Any:
+    """The preprocessor of a model folder, alone: nothing of the model is read.
+
+    Args:
+        folder: The folder of the model, or one that holds the preprocessor's files only.
+        task: What it is for; by default whatever the folder has, a processor of several parts first.
+
+    Returns:
+        An object of transformers; None for a task whose inputs are numbers already (time series).
+
+    Raises:
+        ModelError: There is none (`no_preprocessor`), it is broken, or it needs torchvision (`needs_torchvision`).
+    """
+    folder = Path(folder)
+    files = FolderFiles(folder)
+    check_config(files)
+    names = set(files.names())
+    info = find_task(task) if task is not None else None
+    kind: Preprocessor = info.preprocessor if info is not None else _kind_of(files, names)
+    if kind == "none":
+        return None
+    words, needed = _NEEDED[kind]
+    if not names & set(needed):
+        raise ModelError(
+            f"`{folder}` has {words}",
+            code="no_preprocessor",
+            hint=f'it needs {" or ".join(needed[:2])}; `allow=("preprocessor",)` loads the model without',
+        )
+    if _is_composite(files, names, info):
+        return _load(folder, "AutoProcessor")
+    return _load(folder, _AUTO[kind])
+
+
+_AUTO: dict[str, str] = {
+    "tokenizer": "AutoTokenizer",
+    "image-processor": "AutoImageProcessor",
+    "feature-extractor": "AutoFeatureExtractor",
+    "video-processor": "AutoVideoProcessor",
+    "processor": "AutoProcessor",
+}
+
+
+def has_preprocessor(folder: Path) -> bool:
+    """Whether a folder holds any preprocessor's files."""
+    return any((folder / name).exists() for name in (*TOKENIZER_FILES, _PREPROCESSOR, _PROCESSOR, _VIDEO))
+
+
+def save_preprocessor(preprocessor: Any, folder: Path) -> None:
+    """Write a preprocessor's files into `folder`."""
+    with translated(folder):
+        preprocessor.save_pretrained(folder)
+
+
+def _kind_of(files: FolderFiles, names: set[str]) -> Preprocessor:
+    """The kind that a folder's files say, for a caller that names no task."""
+    if _PROCESSOR in names:
+        return "processor"
+    if _PREPROCESSOR in names:
+        said = read_json(files, _PREPROCESSOR)
+        if names & set(TOKENIZER_FILES) and "processor_class" in said:
+            return "processor"
+        return "image-processor" if "image_processor_type" in said else "feature-extractor"
+    return "video-processor" if _VIDEO in names else "tokenizer"
+
+
+def _is_composite(files: FolderFiles, names: set[str], info: TaskInfo | None) -> bool:
+    """Whether the folder holds a processor of several parts: those are used together whatever the task."""
+    if _PROCESSOR in names:
+        return True
+    if info is not None and info.preprocessor == "processor":
+        return True
+    if _PREPROCESSOR in names and names & set(TOKENIZER_FILES):
+        return "processor_class" in read_json(files, _PREPROCESSOR)
+    return False
+
+
+def _load(folder: Path, auto: str) -> Any:
+    import transformers
+
+    kind: Any = getattr(transformers, auto)
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, ImportError) as error:
+        if "orchvision" in str(error):
+            raise ModelError(
+                f"`{folder}`: its image processor exists for torchvision only, which is not installed",
+                code="needs_torchvision",
+                hint="pip install torchvision",
+            ) from error
+        raise ModelError(
+            f"`{folder}` has no {auto.removeprefix('Auto')} that can be loaded: {first_line(error)}",
+            hint=f"run `yard doctor {folder}`",
+        ) from error
+    except Exception as error:
+        # A tokenizer's file may fail in any way: the cause is kept, and named.
+        raise ModelError(
+            f"`{folder}` cannot be loaded: {first_line(error)}", hint=f"run `yard doctor {folder}`"
+        ) from error

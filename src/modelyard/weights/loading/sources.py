@@ -1,0 +1,78 @@
+"""Where a model comes from: a folder, a .gguf file, or a hub's repo. Knows paths and `hf://`; reads no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights.checks import read_json
+from modelyard.weights.files import FolderFiles
+
+if TYPE_CHECKING:
+    from modelyard.weights.loading.options import LoadOptions
+
+__all__ = ["find_base", "locate", "read_adapter"]
+
+
+def locate(source: Path | str, options: LoadOptions) -> Path:
+    """The folder or .gguf file that a source means; a hub's repo is fetched into its cache first.
+
+    Raises:
+        ModelError: There is nothing there.
+        RequestError: `revision` was given for what has none.
+        NotFoundError, AuthError: As `weights.hub.fetch`.
+    """
+    if isinstance(source, str) and source.startswith("hf://"):
+        return _fetch(source, options)
+    if options.revision is not None:
+        raise RequestError(
+            f"`{source}` is a path, which has no revisions", hint="leave `revision` out", field="revision"
+        )
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.is_file():
+        raise ModelError(f"`{source}` is a file", hint="give the folder that holds it, or a .gguf file")
+    hub = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    hint = f"a hub's repo is written hf://{source}" if hub else "give the path of a model's folder"
+    raise ModelError(f"no folder `{source}`", hint=hint)
+
+
+def read_adapter(folder: Path) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder; None where it has none."""
+    if not (folder / "adapter_config.json").exists():
+        return None
+    return read_json(FolderFiles(folder), "adapter_config.json")
+
+
+def find_base(folder: Path, adapter: dict[str, Any], base: Path | str | None) -> Path:
+    """The folder of an adapter's base: the one that is given, else the one that its config names if it is here.
+
+    Raises:
+        ModelError: It is not here, or is itself an adapter.
+    """
+    named = adapter.get("base_model_name_or_path")
+    if base is None and isinstance(named, str) and Path(named).is_dir():
+        base = named
+    if base is None:
+        raise ModelError(
+            f"`{folder}` is an adapter of `{named}`, which is no folder here",
+            hint="pass the folder of its base as `base`",
+            base_model=named,
+        )
+    if not Path(base).is_dir():
+        raise ModelError(f"no folder `{base}` for the base of the adapter `{folder}`")
+    if (Path(base) / "adapter_config.json").exists():
+        raise ModelError(f"the base `{base}` is itself an adapter", hint="merge it first, and use the merged model")
+    return Path(base)
+
+
+def _fetch(source: str, options: LoadOptions) -> Path:
+    from modelyard.weights import hub
+
+    if options.revision is not None:
+        source = f"{source.partition('@')[0]}@{options.revision}"
+    fetch: Any = hub.fetch
+    found: Path = fetch(source, cache_dir=options.cache_dir, token=options.token, offline=options.offline)
+    return found
