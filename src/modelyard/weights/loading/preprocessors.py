@@ -66,6 +66,9 @@ def load_preprocessor(folder: Path | str, task: str | None = None) -> Any:
         )
     if _is_composite(files, names, info):
         return _load(folder, "AutoProcessor")
+    if kind == "video-processor" and _PREPROCESSOR in names and (_VIDEO not in names or not _has_torchvision()):
+        # Frames are images: an image processor does them one by one, and video processors exist for torchvision only.
+        return _load(folder, "AutoImageProcessor")
     return _load(folder, _AUTO[kind])
 
 
@@ -110,6 +113,12 @@ def _is_composite(files: FolderFiles, names: set[str], info: TaskInfo | None) ->
     if _PREPROCESSOR in names and names & set(TOKENIZER_FILES):
         return "processor_class" in read_json(files, _PREPROCESSOR)
     return False
+
+
+def _has_torchvision() -> bool:
+    from transformers.utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
 
 
 def _load(folder: Path, auto: str) -> Any:

@@ -1,0 +1,129 @@
+"""A loaded model as a folder that `load` reads: safetensors, configuration with its mark, preprocessors, generation config.
+
+The folder is there whole or not at all. An adapter is saved as an adapter, without its base. Knows folders, not yards.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError, RequestError, near_match
+from modelyard.weights.files import FolderFiles
+from modelyard.weights.loading.heads import module_names
+from modelyard.weights.loading.lock import loading
+from modelyard.weights.loading.preprocessors import save_preprocessor
+from modelyard.weights.loading.translate import first_line
+from modelyard.weights.output import fresh_folder
+from modelyard.weights.untrained import Untrained, is_untrained, mark
+
+if TYPE_CHECKING:
+    from modelyard.weights.model import Model
+
+__all__ = ["save"]
+
+
+def save(model: Model, folder: Path | str, *, adapter: str | None = None) -> Path:
+    """Write a model with its preprocessors.
+
+    Args:
+        model: The model; one with adapters saves an adapter.
+        folder: A folder that does not exist yet, or is empty.
+        adapter: Which of several adapters.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConflictError: The folder exists and holds something.
+        NoSpaceError: The disk is full; nothing is left behind.
+        ModelError: `not_saved`: the library cannot write this model (a quantization without a form on disk).
+        RequestError: `adapter` names none, or there are several and none was named.
+    """
+    folder = Path(folder)
+    chosen = _choose_adapter(model, adapter)
+    with fresh_folder(folder) as work:
+        with loading():
+            if chosen is None:
+                _write_model(model, work)
+            else:
+                _write_adapter(model.model, chosen, work)
+        if model.processor is not None:
+            save_preprocessor(model.processor, work)
+        _sync(work)
+    return folder
+
+
+def _choose_adapter(model: Model, wanted: str | None) -> str | None:
+    known = sorted(getattr(model.model, "peft_config", None) or ())
+    if not known:
+        if wanted is not None:
+            raise RequestError(f"the model has no adapter `{wanted}`", hint="leave `adapter` out", field="adapter")
+        return None
+    if wanted is None and len(known) == 1:
+        return str(known[0])
+    if wanted not in known:
+        meant = near_match(wanted or "", known)
+        raise RequestError(
+            f"the model has no adapter `{wanted}`" if wanted else f"the model has {len(known)} adapters",
+            hint=f"did you mean `{meant}`?" if meant else f"name one: adapter={known[0]!r}",
+            field="adapter",
+            adapters=known,
+        )
+    return wanted
+
+
+def _write_model(model: Model, work: Path) -> None:
+    from modelyard.weights.loading.compiled import plain_state
+
+    core, untrained = model.model, model.untrained
+    state = plain_state(core)
+    keep = untrained if isinstance(untrained, Untrained) and is_untrained(untrained, state) else None
+    plain = getattr(core, "_orig_mod", core)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+            plain.save_pretrained(work, state_dict=state)
+    except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"`{model.folder}` cannot be saved: {first_line(error)}",
+            code="not_saved",
+            hint="load it without `quantization`, and save that",
+        ) from error
+    mark(work, _on_disk(keep, plain, work))
+
+
+def _on_disk(untrained: Untrained | None, model: Any, folder: Path) -> Untrained | None:
+    """A mark with the names that its tensors have on disk."""
+    if untrained is None or untrained.tensors is None:
+        return untrained
+    from modelyard.weights.checkpoint import open_checkpoint
+
+    wanted = set(untrained.tensors)
+    names = module_names(model, open_checkpoint(FolderFiles(folder)).home)
+    found = tuple(name for name, inside in names.items() if inside in wanted)
+    return replace(untrained, tensors=found) if found else None
+
+
+def _write_adapter(model: Any, name: str, work: Path) -> None:
+    model.save_pretrained(str(work), selected_adapters=[name])
+    inner = work / name
+    if inner.is_dir():  # PEFT puts an adapter that is not called `default` into a folder of its name
+        for path in inner.iterdir():
+            path.rename(work / path.name)
+        inner.rmdir()
+    (work / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, with nothing filled in
+
+
+def _sync(folder: Path) -> None:
+    """Make every file durable before the folder appears under its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
