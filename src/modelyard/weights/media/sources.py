@@ -58,7 +58,7 @@ def open_source(source: object, what: str, most_bytes: int) -> Iterator[tuple[IO
         )
     name = f"`{text[:500]}`"
     try:
-        file = open(text, "rb", opener=_open_plain)  # noqa: PTH123, SIM115 -- Path.open takes no opener; closed below
+        file = open(text, "rb", opener=_open_plain)  # noqa: SIM115 -- Path.open takes no opener; closed below
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise refuse(what, name, f"cannot be read: {cause}", f"give the path of a file that holds {what}") from error
