@@ -41,12 +41,26 @@ if TYPE_CHECKING:
     from modelyard.errors import YardError
     from modelyard.registry import Edge, Reference, Version, Yard
     from modelyard.settings import Settings
+    from modelyard.weights.model import Model
 
-__all__ = ["Digest", "Edge", "Reference", "Settings", "Version", "Yard", "YardError", "open", "open_yard"]
+__all__ = [
+    "Digest",
+    "Edge",
+    "Model",
+    "Reference",
+    "Settings",
+    "Version",
+    "Yard",
+    "YardError",
+    "load",
+    "open",
+    "open_yard",
+]
 
 _HOMES = {
     "Digest": "modelyard.digest",
     "Edge": "modelyard.registry",
+    "Model": "modelyard.weights.model",
     "Reference": "modelyard.registry",
     "Settings": "modelyard.settings",
     "Version": "modelyard.registry",
@@ -84,6 +98,33 @@ def open(home: Path | str | None = None, *, create: bool = False) -> Yard:  # no
     if home is not None:
         settings = dataclasses.replace(settings, home=Path(home).expanduser())
     return open_yard(settings, create=create)
+
+
+def load(source: Path | str, **options: Any) -> Model:
+    """Load a folder, a .gguf file or a hub's model, without a yard.
+
+    ::
+
+        modelyard.load("./bert", task="text-classification", num_labels=3)
+        modelyard.load("hf://org/name@main", dtype="bfloat16", device_map="auto")
+
+    Args:
+        source: `./folder`, `./file.gguf`, or `hf://org/name[@revision]`, which is fetched into the hub cache (HF_ENDPOINT,
+            HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and the token of `yard login` are honoured). An adapter from a
+            hub brings the base that it names.
+        **options: See `modelyard.weights.load.load`; `cache_dir`, `revision`, `token` and `offline` go before the
+            surroundings.
+
+    Raises:
+        RefError: It is a yard's reference: `modelyard.open().load(...)` resolves those.
+        NotFoundError, AuthError: A hub does not give it; `code` says why (see `modelyard.weights.hub.fetch`).
+        ModelError: It is no usable model.
+        RequestError: An option is wrong.
+    """
+    from modelyard import app
+    from modelyard.settings import Settings
+
+    return app.load(Settings.from_environment(), source, **options)
 
 
 def __getattr__(name: str) -> Any:

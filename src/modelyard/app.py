@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from modelyard.catalog import Catalog
     from modelyard.catalog.move import Moved
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from modelyard.settings import Places, Settings
     from modelyard.store import LocalStore
     from modelyard.store.s3 import S3Store
+    from modelyard.weights.model import Model
 
-__all__ = ["catalog_of", "move_catalog", "open_yard", "rebuild_catalog", "upgrade_catalog"]
+__all__ = ["catalog_of", "hub_access", "load", "move_catalog", "open_yard", "rebuild_catalog", "upgrade_catalog"]
 
 
 def open_yard(settings: Settings, create: bool = False) -> Yard:
@@ -41,6 +43,7 @@ def open_yard(settings: Settings, create: bool = False) -> Yard:
         YardError: The catalog or the store is of a newer program; both revisions are named.
     """
     from dataclasses import replace
+    from functools import partial
 
     from modelyard.registry import Yard
     from modelyard.settings import Places
@@ -55,8 +58,121 @@ def open_yard(settings: Settings, create: bool = False) -> Yard:
         where = None if isinstance(store, LocalStore) else str(store.location)
         replace(places, store=where, catalog=settings.catalog_url or places.catalog).write(home)
     catalog = catalog_of(settings)
-    yard = Yard(store, catalog, author=settings.author, judge=_judge, check_gate=_check_gate, links=home / "links")
+    yard = Yard(
+        store,
+        catalog,
+        author=settings.author,
+        judge=_judge,
+        check_gate=_check_gate,
+        links=home / "links",
+        hub=partial(hub_access, settings),
+    )
     return yard.init() if create else yard.open()
+
+
+def hub_access(settings: Settings) -> dict[str, Any]:
+    """What the surroundings say about the hub, as `weights.hub.fetch` is told: `endpoint`, `cache_dir`, `token`, `offline`.
+
+    The token is that of HF_TOKEN, else the one that `yard login` or another tool stored; False where there is none. A
+    variable that was renamed is taken with a `DeprecatedNameWarning` that shows the modern name.
+    """
+    from modelyard.weights.loading.legacy import accept_environment
+
+    found = {**settings.hub_variables, **accept_environment(settings.hub_variables)}
+    cache = found.get("HF_HUB_CACHE")
+    home = settings.hub_home / "hub" if settings.hub_home is not None else None
+    return {
+        "endpoint": found.get("HF_ENDPOINT"),
+        "cache_dir": settings.expanded(cache) if cache else home,
+        "token": _token(settings, found) or False,
+        "offline": settings.offline or settings.is_on(found.get("HF_HUB_OFFLINE")),
+    }
+
+
+def _token(settings: Settings, variables: Mapping[str, str]) -> str | None:
+    from modelyard.errors import AuthError
+
+    if settings.is_on(variables.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
+        return None
+    if variables.get("HF_TOKEN", "").strip():
+        return variables["HF_TOKEN"].strip()
+    path = settings.hub_token_path
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8").strip() or None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuthError(
+            f"the token in `{path}` cannot be read: {error}", hint="yard logout, then yard login", code="hub_token"
+        ) from error
+
+
+def load(settings: Settings, source: Path | str, **options: Any) -> Model:
+    """Load a folder, a .gguf file or a hub's model without a yard; see `modelyard.load`.
+
+    Raises:
+        RefError: `source` is a yard's reference, which only a yard can resolve.
+        ModelError, NotFoundError, AuthError, RequestError: As `weights.load.load` and `weights.hub.fetch`.
+    """
+    from modelyard.weights.load import load as load_folder
+
+    given = dict(options)
+    access = {**hub_access(settings), **{name: given.pop(name) for name in _HUB_OPTIONS if name in given}}
+    found = _local(source, access, "source")
+    if given.get("base") is not None:
+        given["base"] = _local(given["base"], access, "base")
+    elif found.is_dir() and (base := _hub_base(found, source)):
+        given["base"] = _local(base, {**access, "revision": None}, "base")
+    if isinstance(given.get("adapters"), dict):
+        given["adapters"] = {
+            name: _local(each, {**access, "revision": None}, "adapters") for name, each in given["adapters"].items()
+        }
+    return load_folder(found, **given)
+
+
+_HUB_OPTIONS = ("cache_dir", "revision", "token", "offline")
+
+
+def _local(source: Path | str, access: Mapping[str, Any], field: str) -> Path:
+    """The path that a source means; a hub's model is fetched."""
+    from pathlib import Path
+
+    from modelyard.errors import RefError, RequestError
+    from modelyard.weights import hub
+    from modelyard.weights.sources import source_form
+
+    form = source_form(source)
+    if form == "hub":
+        return hub.fetch(str(source), **access)
+    if form == "reference" and not Path(source).exists():
+        raise RefError(
+            f"`{source}` is a version of a yard, or a folder that is not here",
+            hint=f"a version: modelyard.open().load({str(source)!r}); a folder: ./{source}; a hub's: hf://{source}",
+            field=field,
+        )
+    if access.get("revision") is not None:
+        raise RequestError(f"`{source}` is a path, which has no revisions", hint="leave `revision` out")
+    return Path(source).expanduser()
+
+
+def _hub_base(folder: Path, source: Path | str) -> str | None:
+    """The hub's id of the base that an adapter from a hub names; None for every other folder."""
+    import json
+
+    from modelyard.errors import RefError
+    from modelyard.weights import hub
+
+    if not hub.is_hub_id(source) or not (folder / "adapter_config.json").exists():
+        return None
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        named = str(config["base_model_name_or_path"])
+        revision = config.get("revision")
+        return str(hub.parse(f"hf://{named}" + (f"@{revision}" if revision else "")))
+    except (ValueError, KeyError, TypeError, RefError):
+        return None  # it names no hub's model: loading says what it lacks
 
 
 def _store_of(settings: Settings, places: Places) -> LocalStore | S3Store:

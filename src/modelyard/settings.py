@@ -32,6 +32,23 @@ _KNOWN = (
     "MODELYARD_THREADS",
     "MODELYARD_AUTHOR",
 )
+_HUB_VARIABLES = (
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "PYTORCH_PRETRAINED_BERT_CACHE",
+    "PYTORCH_TRANSFORMERS_CACHE",
+    "TRANSFORMERS_CACHE",
+    "TRANSFORMERS_OFFLINE",
+)
+"""What is read about hubs, names of yesterday included: `app.hub_access` gives them their meaning."""
+
+_TRUE = {"1", "ON", "YES", "TRUE"}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -49,7 +66,9 @@ class Settings:
         endpoint: Of a store on S3, where its URL names none; None means Amazon's own.
         threads: Compute threads for training, evaluation and serving; None means all physical cores.
         author: Who commits and promotes, for the audit log.
-        offline: Whether a hub may be asked for anything.
+        offline: Whether no hub may be asked for anything.
+        hub_home: Where tools that use a hub keep their cache and token (`HF_HOME`).
+        hub_variables: What else the surroundings say about hubs, by variable; it may hold a token.
     """
 
     home: Path
@@ -64,10 +83,12 @@ class Settings:
     session_token: str | None = field(default=None, repr=False)
     region: str | None = None
     endpoint: str | None = None
+    hub_home: Path | None = None
+    hub_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, home: Path | None = None) -> Settings:
-        """Read `MODELYARD_*`, `HF_HUB_OFFLINE` and the standard `AWS_*` names; an unknown `MODELYARD_*` name is an `InputError` with a near match."""
+        """Read `MODELYARD_*` and the standard `HF_*` and `AWS_*` names; an unknown `MODELYARD_*` name is an `InputError` with a near match."""
         env = os.environ if environment is None else environment
         for name in env:
             if name.startswith("MODELYARD_") and name not in _KNOWN:
@@ -76,16 +97,20 @@ class Settings:
                     f"unknown variable `{name}`",
                     hint=f"did you mean `{meant}`?" if meant else f"known: {', '.join(_KNOWN)}",
                 )
+        account = home or Path.home()
         where = env.get("MODELYARD_HOME")
+        caches = _expanded(env.get("XDG_CACHE_HOME") or str(account / ".cache"), env)
         threads = env.get("MODELYARD_THREADS")
         if threads is not None and not (threads.isdecimal() and int(threads) > 0):
             raise InputError(f"`MODELYARD_THREADS` is {threads!r}", hint="set it to a positive whole number")
         return cls(
-            home=Path(where).expanduser() if where else (home or Path.home()) / ".modelyard",
+            home=Path(where).expanduser() if where else account / ".modelyard",
             catalog_url=env.get("MODELYARD_CATALOG"),
             threads=int(threads) if threads else None,
             author=env.get("MODELYARD_AUTHOR") or env.get("USER") or env.get("LOGNAME") or _account(),
-            offline=env.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
+            offline=env.get("HF_HUB_OFFLINE", "").upper() in _TRUE,
+            hub_home=_expanded(env["HF_HOME"], env) if env.get("HF_HOME") else caches / "huggingface",
+            hub_variables={name: env[name] for name in _HUB_VARIABLES if env.get(name)},
             store_url=env.get("MODELYARD_STORE") or None,
             cache_bytes=_bytes(env["MODELYARD_CACHE"]) if env.get("MODELYARD_CACHE") else None,
             access_key=env.get("AWS_ACCESS_KEY_ID") or None,
@@ -94,6 +119,23 @@ class Settings:
             region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or None,
             endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
         )
+
+    @property
+    def hub_token_path(self) -> Path | None:
+        """The file where tools that use a hub keep a token; None where nobody said where these tools live."""
+        named = self.hub_variables.get("HF_TOKEN_PATH")
+        if named:
+            return self.expanded(named)
+        return self.hub_home / "token" if self.hub_home is not None else None
+
+    def expanded(self, text: str) -> Path:
+        """A path of a variable, with what the surroundings put for `~` and `$NAME` in it."""
+        return _expanded(text, os.environ)
+
+    @staticmethod
+    def is_on(text: str | None) -> bool:
+        """Whether a variable says yes, as `huggingface_hub` reads it."""
+        return (text or "").upper() in _TRUE
 
 
 @dataclass(frozen=True)
@@ -144,6 +186,12 @@ class Places:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _expanded(text: str, environment: Mapping[str, str]) -> Path:
+    """A path with `$NAME` and `~` in it, as `huggingface_hub` reads the variables that hold one."""
+    named = re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda found: environment.get(found[1] or found[2], found[0]), text)
+    return Path(named).expanduser()
 
 
 def _bytes(text: str) -> int:

@@ -23,6 +23,7 @@ from modelyard.errors import RefError
 from modelyard.registry.reference import Reference
 from modelyard.weights import hub
 from modelyard.weights.hub import HubSource
+from modelyard.weights.sources import is_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,15 +75,6 @@ class PackageSource:
 
 BaseSource: TypeAlias = PathSource | HubSource | VersionSource | PackageSource
 DataSource: TypeAlias = PathSource | VersionFile | PackageSource
-
-
-def is_path(text: str) -> bool:
-    """Whether `text` is written as a path: it begins with `./`, `../`, `/` or `~`, or is `.` or `..`.
-
-    >>> is_path("./model"), is_path("model")
-    (True, False)
-    """
-    return text in {".", "..", "~"} or text.startswith(("./", "../", "/", "~/"))
 
 
 def parse_base(text: str) -> BaseSource:

@@ -56,6 +56,8 @@ class Context:
     judge: Judge | None
     check_gate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
     links: Path | None
+    hub: Callable[[], Mapping[str, Any]] | None = None
+    """What the surroundings say about the hub: `endpoint`, `cache_dir`, `token`, `offline` of `weights.hub.fetch`."""
     published: set[int] = field(default_factory=set)
     """Entries of the outbox that are in the store: the next write forgets them, so that no change costs two."""
 

@@ -16,11 +16,12 @@ from modelyard.registry.deferred import deferred
 from modelyard.registry.resolve import resolve as _resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from modelyard.registry import checkout as _checkout
     from modelyard.registry import leases as _leases
     from modelyard.registry import lineage as _lineage
+    from modelyard.registry import links as _links
     from modelyard.registry import loading as _loading
     from modelyard.registry import recency as _recency
     from modelyard.registry import verified as _verified
@@ -31,6 +32,7 @@ else:
     _checkout = deferred("checkout")
     _leases = deferred("leases")
     _lineage = deferred("lineage")
+    _links = deferred("links")
     _loading = deferred("loading")
     _recency = deferred("recency")
     _verified = deferred("verified")
@@ -77,7 +79,7 @@ class Delivery:
             raise InputError("this yard has no folder for links", hint="use checkout, or open it with modelyard.open()")
         found = _resolve(self._context, version)
         with self._use("path", found):
-            return _loading.linked_folder(self._context.store, self._context.links, found)
+            return _links.linked_folder(self._context.store, self._context.links, found)
 
     def checkout(
         self, version: str | Version, folder: Path | str, *, link: bool = False, base: bool | None = None
@@ -116,19 +118,38 @@ class Delivery:
         """The model that an adapter was fine-tuned on, by its `finetuned` edge."""
         return _lineage.adapter_base(self._context, _resolve(self._context, version))
 
-    def load(self, reference: str | Version, **options: Any) -> Model:
-        """Load a version, an adapter together with its base; every byte is verified first.
+    def load(
+        self,
+        source: str | Path | Version,
+        *,
+        trust_verified: bool = False,
+        observe: Callable[[str, float, int], object] | None = None,
+        **options: Any,
+    ) -> Model:
+        """Load a version, an adapter together with its base; a folder or a hub's model too. Every byte of a version is verified.
 
         Args:
-            reference: What to load.
-            **options: `dtype`, `device`, `threads`: see `modelyard.weights.load.load`.
+            source: A reference (`ns/name@REV`), a path (`./folder`, or a `Path`), or a hub's id (`hf://org/name@revision`).
+            trust_verified: Do not hash files again that this boot has verified and that nothing touched since (the same
+                inode, size, mtime and ctime); a disk that changed bytes by itself is not noticed then.
+            observe: Told of each stage when it ends: its name (`weights.times.STAGES`), seconds, bytes. `verify` goes on
+                beside the others, so together they are more than the whole.
+            **options: See `modelyard.weights.load.load`. `base` and the values of `adapters` are sources as well:
+                `adapters={"fr": "team/fr@v2"}`.
 
         Raises:
             NotFoundError: No such version, or an adapter whose base is not in this yard.
             IntegrityError: A stored file is damaged.
-            ModelError: The version is not a usable model.
+            ModelError: The version is not a usable model; `other_base`: an adapter that was made on another one.
         """
-        return _loading.load(self._context, _resolve(self._context, reference), options)
+        return _loading.load(
+            self._context, source, options, fetch=self._fetch, trust_verified=trust_verified, observe=observe
+        )
+
+    def _fetch(self, source: str, **options: Any) -> Path:
+        from modelyard.weights import hub
+
+        return hub.fetch(source, **{**(self._context.hub() if self._context.hub else {}), **options})
 
     @contextmanager
     def _use(self, purpose: str, *versions: Version) -> Iterator[None]:

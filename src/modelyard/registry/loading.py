@@ -1,64 +1,228 @@
-"""Loading without copying: a version laid out as a folder of hard links into the store.
+"""Loading: a version, a folder or a hub's model becomes a `Model`, with every byte of a version verified.
 
-`links/<id>/` is built in a temporary folder beside it and appears by one rename. Every use hashes every byte again, and
-checks that each entry still is the stored file itself (the same inode) and that nothing was added; a folder that is not
-as it should be is built anew. Links share the stored bytes and cost none. Where the store is on another file system, or
-in memory, the files are copies, and hashed as copies. Knows files, and that an adapter has a base; not tensors.
+A version is read from a folder of hard links (`links`) while its bytes are hashed beside that (`verification`); the model is
+handed out when both are done. A file that is damaged is mended where its bytes are held elsewhere, and what was read from it
+is thrown away. Knows files, that an adapter has a base, and which sources are references; not tensors.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
+import time
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import IntegrityError, NoSpaceError, YardError
-from modelyard.registry.checkout import checkout, fill, hash_path
+from modelyard.errors import IntegrityError, ModelError, NotFoundError, RequestError
+from modelyard.registry.checkout import checkout
 from modelyard.registry.leases import lease
 from modelyard.registry.lineage import adapter_base
+from modelyard.registry.links import linked_folder, present_folder
+from modelyard.registry.model import Version
 from modelyard.registry.recency import note_use
+from modelyard.registry.resolve import resolve
+from modelyard.registry.verification import Verification
+from modelyard.registry.verified import verified_beside
+from modelyard.weights.sources import source_form
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from modelyard.digest import Digest
     from modelyard.registry.context import Context
-    from modelyard.registry.model import Version
-    from modelyard.store.base import Store
     from modelyard.weights.model import Model
 
-__all__ = ["linked_folder", "load"]
+    Observe = Callable[[str, float, int], object]
+    Fetch = Callable[..., Path]
+
+__all__ = ["load"]
+
+_MAIN, _BASE, _ADAPTER = "source", "base", "adapter:"
 
 
-def load(context: Context, version: Version, options: dict[str, Any]) -> Model:
-    """Load a version, an adapter together with its base; see `Yard.load`."""
-    from modelyard.weights.load import load as load_folder
+def load(
+    context: Context,
+    source: str | Path | Version,
+    options: Mapping[str, Any],
+    *,
+    fetch: Fetch,
+    trust_verified: bool = False,
+    observe: Observe | None = None,
+) -> Model:
+    """Load a version, a folder or a hub's model; see `Yard.load`.
 
-    wanted = [version]
-    if version.kind == "adapter":
-        wanted.append(adapter_base(context, version))
-    with lease(context, "load", versions=[each.id for each in wanted]):
-        note_use(context, wanted)
-        if context.links is not None:
-            folders = [linked_folder(context.store, context.links, each) for each in wanted]
-            model = load_folder(folders[0], base=folders[1] if len(folders) > 1 else None, **options)
+    Args:
+        context: The yard.
+        source: What to load.
+        options: Those of `weights.load.load`; `base` and the values of `adapters` are sources too.
+        fetch: `weights.hub.fetch` with what the surroundings say about the hub.
+        trust_verified: Whether files that this boot has verified, and nothing touched since, are not hashed again.
+        observe: Told of each stage when it ends: its name, seconds, bytes. `resolve` and `verify` are told from here, the
+            others by `weights.load`.
+    """
+    rest = dict(options)
+    with _timed(observe, "resolve"):
+        sources = _sources(source, rest)
+        found = {role: _find(context, each, rest, fetch) for role, each in sources.items()}
+        _add_base(context, found)
+    versions = [each for each in found.values() if isinstance(each, Version)]
+    _check_adapters(context, found)
+    if observe is not None:
+        rest["observe"] = observe
+    if not versions:
+        return _load_folders({role: each for role, each in found.items() if isinstance(each, Path)}, rest)
+    with lease(context, "load", versions=[each.id for each in versions]):
+        note_use(context, versions)
+        if context.links is None:
+            model = _load_copies(context, found, rest)
         else:
-            model = _load_copies(context.store, wanted, options)
-    model.version = version
+            model = _load_links(context, context.links, found, rest, trust=trust_verified)
+    main = found[_MAIN]
+    model.version = main if isinstance(main, Version) else None
     return model
 
 
-def _load_copies(store: Store, wanted: list[Version], options: dict[str, Any]) -> Model:
-    """Load from a temporary folder that lives as long as the model."""
+def _sources(source: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that has to be found, by the role that it plays; taken out of `options`."""
+    sources = {_MAIN: source}
+    base, adapters = options.pop("base", None), options.pop("adapters", None)
+    if base is not None:
+        sources[_BASE] = base
+    if adapters is not None:
+        if not hasattr(adapters, "items") or not adapters:
+            raise RequestError(
+                "`adapters` is no dictionary of sources by name",
+                hint='adapters={"fr": "team/fr@v2"}',
+                field="adapters",
+            )
+        sources |= {f"{_ADAPTER}{name}": each for name, each in adapters.items()}
+    return sources
+
+
+def _find(context: Context, source: Any, options: dict[str, Any], fetch: Fetch) -> Version | Path:
+    """The version or the folder that a source means; a hub's model is fetched."""
+    if isinstance(source, Version):
+        return source
+    form = source_form(source)
+    if form == "hub":
+        return fetch(source, **{name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None})
+    if form == "path":
+        if str(source).startswith("~"):
+            raise RequestError(f"`{source}`: the home directory is not known here", hint="write the path in full")
+        return Path(source)
+    return resolve(context, source)
+
+
+_HUB_OPTIONS = ("cache_dir", "revision", "token", "offline")
+
+
+def _add_base(context: Context, found: dict[str, Version | Path]) -> None:
+    """An adapter that is loaded by itself brings its base."""
+    main = found[_MAIN]
+    if isinstance(main, Version) and main.kind == "adapter" and _BASE not in found:
+        found[_BASE] = adapter_base(context, main)
+
+
+def _check_adapters(context: Context, found: dict[str, Version | Path]) -> None:
+    """Refuse an adapter of another base: it would answer, and nobody would see that it is wrong."""
+    base = found.get(_BASE, found[_MAIN])
+    for role, each in found.items():
+        if not role.startswith(_ADAPTER) or not isinstance(each, Version) or not isinstance(base, Version):
+            continue
+        if each.kind != "adapter":
+            raise ModelError(f"`{each.name}` is no adapter", hint=f"yard show {each.name}", code="not_an_adapter")
+        try:
+            own = adapter_base(context, each)
+        except NotFoundError:
+            continue  # lineage does not say; whether its tensors fit is seen when it is loaded
+        if _weights(own) != _weights(base):
+            raise ModelError(
+                f"the adapter `{each.name}` was made on `{own.name}`, not on `{base.name}`",
+                hint=f"load it on its own: yard generate {each.name}",
+                code="other_base",
+            )
+
+
+def _weights(version: Version) -> set[str]:
+    return {str(entry.blake3) for entry in version.files if entry.path.endswith(".safetensors")}
+
+
+def _load_folders(folders: Mapping[str, Path], options: Mapping[str, Any]) -> Model:
     from modelyard.weights.load import load as load_folder
 
+    given = dict(options)
+    # Said when the folder was found; a folder has none of them.
+    for name in _HUB_OPTIONS:
+        given.pop(name, None)
+    adapters = {role.removeprefix(_ADAPTER): path for role, path in folders.items() if role.startswith(_ADAPTER)}
+    if adapters:
+        given["adapters"] = adapters
+    return load_folder(folders[_MAIN], base=folders.get(_BASE), **given)
+
+
+def _load_links(
+    context: Context,
+    links: Path,
+    found: Mapping[str, Version | Path],
+    options: Mapping[str, Any],
+    *,
+    trust: bool,
+) -> Model:
+    """Load from folders of links, whose bytes are hashed meanwhile."""
+    folders: dict[str, Path] = {}
+    unread: dict[Path, Digest] = {}
+    for role, each in found.items():
+        if not isinstance(each, Version):
+            folders[role] = each
+            continue
+        present = present_folder(context.raw, links, each)
+        folders[role] = present or linked_folder(context.store, links, each)
+        unread |= {folders[role] / entry.path: entry.blake3 for entry in each.files}
+    with Verification(list(unread.items()), verified_beside(links), trust=trust) as verification:
+        try:
+            model = _load_folders(folders, options)
+        except Exception:
+            # What could not be read because it is damaged is damaged first of all.
+            if (mended := _mended(context, links, found, verification)) is None:
+                raise
+            return _load_folders({**folders, **mended}, options)
+        mended = _mended(context, links, found, verification)
+    if (observe := options.get("observe")) is not None:
+        observe("verify", verification.seconds, verification.size)
+    return model if mended is None else _load_folders({**folders, **mended}, options)
+
+
+def _mended(
+    context: Context, links: Path, found: Mapping[str, Version | Path], verification: Verification
+) -> dict[str, Path] | None:
+    """None when every byte was sound; else the folders made anew, from bytes that are held elsewhere.
+
+    Raises:
+        IntegrityError: Nothing that is held makes a damaged file again.
+    """
+    try:
+        verification.finish()
+    except (IntegrityError, OSError):
+        return {
+            role: linked_folder(context.store, links, each) for role, each in found.items() if isinstance(each, Version)
+        }
+    return None
+
+
+def _load_copies(context: Context, found: Mapping[str, Version | Path], options: Mapping[str, Any]) -> Model:
+    """Load from a temporary folder that lives as long as the model."""
     root = Path(tempfile.mkdtemp(prefix="modelyard-"))
     try:
-        folders = [root / str(position) for position in range(len(wanted))]
-        for folder, each in zip(folders, wanted, strict=True):
-            checkout(store, each, folder)
-        model = load_folder(folders[0], base=folders[1] if len(folders) > 1 else None, **options)
+        folders: dict[str, Path] = {}
+        for position, (role, each) in enumerate(found.items()):
+            if isinstance(each, Version):
+                folders[role] = root / str(position)
+                checkout(context.store, each, folders[role])
+            else:
+                folders[role] = each
+        model = _load_folders(folders, options)
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)
         raise
@@ -66,71 +230,9 @@ def _load_copies(store: Store, wanted: list[Version], options: dict[str, Any]) -
     return model
 
 
-def linked_folder(store: Store, links: Path, version: Version) -> Path:
-    """The folder of a version's links, verified now and built when it is missing or not as it should be.
-
-    Raises:
-        IntegrityError: A stored file is damaged or missing.
-        NoSpaceError: The disk is full.
-    """
-    for entry in version.files:
-        store.verify_file(entry.blake3)
-    folder = links / version.id
-    try:
-        if not _is_faithful(store, folder, version):
-            _build(store, links, folder, version)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise NoSpaceError(
-                f"the disk is full: `{folder}` was not written", hint="free some space and try again"
-            ) from error
-        raise YardError(
-            f"`{folder}` cannot be written: {error.strerror}", hint="check that the yard may be written"
-        ) from error
-    if not _is_faithful(store, folder, version):
-        raise IntegrityError(f"`{folder}` changes while it is read", hint="nothing but modelyard should write there")
-    return folder
-
-
-def _is_faithful(store: Store, folder: Path, version: Version) -> bool:
-    """Whether the folder holds exactly the version's files, each the stored file itself or an equal copy."""
-    expected = {entry.path: entry for entry in version.files}
-    found = set()
-    for parent, folders, names in os.walk(folder):
-        if any(Path(parent, name).is_symlink() for name in folders):
-            return False
-        found |= {Path(parent, name).relative_to(folder).as_posix() for name in names}
-    if found != set(expected):
-        return False
-    for path, entry in expected.items():
-        linked, stored = (folder / path).lstat(), store.file_path(entry.blake3).stat()
-        same = (linked.st_dev, linked.st_ino) == (stored.st_dev, stored.st_ino)
-        if not same and ((folder / path).is_symlink() or hash_path(folder / path) != entry.blake3):
-            return False
-    return True
-
-
-def _build(store: Store, links: Path, folder: Path, version: Version) -> None:
-    links.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{version.id[:12]}.", dir=links))
-    try:
-        fill(store, version, temporary / "new", link=True)
-        temporary.chmod(0o755)
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    """Put `temporary/new` in the folder's place; another process may do the same at the same time, with the same files."""
-    try:
-        (temporary / "new").rename(folder)
-    except OSError as error:
-        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            raise
-        folder.rename(temporary / "old")
-        try:
-            (temporary / "new").rename(folder)
-        except OSError as again:
-            if again.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
+@contextmanager
+def _timed(observe: Observe | None, stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if observe is not None:
+        observe(stage, time.perf_counter() - began, 0)

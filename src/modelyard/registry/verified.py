@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelyard.digest import Digest
 
 __all__ = ["Verified", "verified_beside"]
@@ -51,6 +53,15 @@ class Verified:
             return any(known == line for known in notes.read_text("ascii").splitlines())
         except (OSError, UnicodeDecodeError):
             return False  # no notes: everything is hashed
+
+    def known(self, files: Iterable[tuple[Path, Digest]]) -> set[tuple[Path, Digest]]:
+        """Those of these files that `knows`, by one look at the notes."""
+        notes = self._notes()
+        try:
+            lines = set(notes.read_text("ascii").splitlines()) if notes is not None else set()
+        except (OSError, UnicodeDecodeError):
+            return set()  # no notes: everything is hashed
+        return {(path, digest) for path, digest in files if lines and _line(path, digest) in lines}
 
     def note(self, path: Path, digest: Digest) -> None:
         """Remember a file whose bytes were just compared with its digest; where that cannot be written, it is not."""

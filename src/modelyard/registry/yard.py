@@ -82,6 +82,8 @@ class Yard(Delivery, Work, Upkeep, Exchange):
         check_gate: Validates and completes a gate before it is stored.
         links: A folder on the store's file system where loaded versions are laid out as hard links; without one, `load`
             copies into a temporary folder.
+        hub: Called when a hub's model is loaded, for what `weights.hub.fetch` is told: `endpoint`, `cache_dir`, `token`,
+            `offline`.
     """
 
     def __init__(
@@ -94,10 +96,11 @@ class Yard(Delivery, Work, Upkeep, Exchange):
         judge: Judge | None = None,
         check_gate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         links: Path | None = None,
+        hub: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         raw = store.raw if isinstance(store, Holdings) else store
         held = Holdings(raw, catalog, author=author, clock=clock)
-        self._context = Context(raw, held, catalog, author, clock, judge, check_gate, links)
+        self._context = Context(raw, held, catalog, author, clock, judge, check_gate, links, hub)
 
     def init(self) -> Yard:
         """Create the catalog's tables, or upgrade them; running it again changes nothing."""

@@ -66,8 +66,9 @@ class FolderFiles:
 
     Args:
         folder: The folder; it may itself be reached through a link.
-        links_within: Follow links whose target lies inside this folder. A hub cache keeps its files so
-            (`snapshots/<id>/config.json` links to `blobs/`): give the repo's cache folder. None follows no link.
+        links_within: Follow links whose target lies inside this folder. None follows no link, except in a snapshot of a
+            hub's cache (`snapshots/<id>/config.json` links to `blobs/` beside `snapshots`): there, those into the repo's
+            own cache folder.
 
     Raises:
         ModelError: `not_a_folder`, when `folder` is not one.
@@ -79,6 +80,9 @@ class FolderFiles:
             raise ModelError(f"`{folder}` {what}", code="not_a_folder", hint="give the folder that holds config.json")
         self.label = str(folder)
         self._folder = folder.resolve()
+        if links_within is None and self._folder.parent.name == "snapshots":
+            repo = self._folder.parent.parent
+            links_within = repo if (repo / "blobs").is_dir() else None
         self._within = links_within.resolve() if links_within is not None else None
 
     def names(self) -> list[str]:

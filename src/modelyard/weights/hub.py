@@ -75,8 +75,7 @@ def parse(text: str) -> HubSource:
 
 def open_folder(folder: Path) -> Files:
     """A model folder as `Files`; a snapshot in a hub cache, whose files are links into it, too."""
-    is_snapshot = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
-    return FolderFiles(folder, links_within=folder.parent.parent if is_snapshot else None)
+    return FolderFiles(folder)
 
 
 def fetch(
