@@ -63,6 +63,7 @@ PREDICTORS: dict[str, str] = {
 """Task name to `module:function` in this package. The function takes `(model, rows, options)`."""
 
 SINGLE: dict[str, str] = {
+    "text-generation": "text_completion:is_single",
     "time-series-forecasting": "timeseries:is_single",
     "time-series-classification": "timeseries:is_single",
     "time-series-regression": "timeseries:is_single",

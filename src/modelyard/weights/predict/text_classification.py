@@ -1,0 +1,176 @@
+"""Labels of texts: one of several, several at once, numbers, or labels that are chosen at run time.
+
+What the numbers mean is what the checkpoint says (`config.problem_type`); zero-shot classification asks a model of
+natural-language inference whether each label follows from the text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights.predict.batching import forward, refuse_windows
+from modelyard.weights.predict.encoding import (
+    check_text,
+    collate,
+    core,
+    encode,
+    find_limit,
+    find_tokenizer,
+    hold,
+    plan_batches,
+    read_pair,
+)
+from modelyard.weights.predict.results import Classification, Label, Regression
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelyard.weights.model import Model
+    from modelyard.weights.predict.batching import PredictOptions
+
+__all__ = ["ClassifyOptions", "classify", "rank", "score_logits"]
+
+FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyOptions:
+    """What `text-classification` takes.
+
+    Attributes:
+        top_k: Labels to give, the likeliest first; None for all.
+        function: `softmax`, `sigmoid` or `none`, instead of what the checkpoint's problem type says.
+        candidate_labels: Labels to choose from (zero-shot): the model must be one of natural-language inference.
+        hypothesis_template: What is asked for each candidate, with `{}` for it.
+        multi_label: Candidates are judged each for itself and their scores sum to anything.
+    """
+
+    top_k: int | None = None
+    function: str | None = None
+    candidate_labels: Sequence[str] | None = None
+    hypothesis_template: str = "This example is {}."
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        if self.function is not None and self.function not in FUNCTIONS:
+            raise RequestError(
+                f"`function` is {self.function!r}", hint=f"one of {', '.join(FUNCTIONS)}", field="function"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise RequestError(f"`top_k` is {self.top_k}", hint="1 or more, or None for all", field="top_k")
+
+
+def classify(model: Model, rows: list[Any], options: PredictOptions) -> list[Classification | Regression]:
+    """The labels of each text, `{"text", "text_pair"}` or pair; for a regression model its numbers.
+
+    Raises:
+        RequestError: A wrong option, a row that is no text, or one that is too long.
+        ModelError: Zero-shot with a model that has no label `entailment`.
+    """
+    chosen = options.take(ClassifyOptions)
+    refuse_windows(options)
+    if chosen.candidate_labels is not None:
+        return list(_zero_shot(model, rows, options, chosen))
+    texts = [read_pair(value, row, ("text", "text_pair"), optional=True) for row, value in enumerate(rows)]
+    config = core(model.model).config
+    found: list[Classification | Regression] = []
+    for logits in score_logits(model, texts, options, cut=None):
+        if config.problem_type == "regression" and chosen.function is None:
+            found.append(Regression(tuple(logits)))
+        else:
+            found.append(rank(_apply(logits, chosen.function or _function_of(config)), config.id2label, chosen.top_k))
+    return found
+
+
+def score_logits(
+    model: Model,
+    texts: Sequence[tuple[str, str | None]],
+    options: PredictOptions,
+    *,
+    cut: int | None,
+    rows: Sequence[int] | None = None,
+) -> list[list[float]]:
+    """The logits of a sequence classifier for each text, in order; `cut` and `rows` as `encoding` takes them."""
+    items = hold(encode(find_tokenizer(model), texts, rows), find_limit(model), options, cut=cut)
+    found: dict[int, list[float]] = {}
+    for places in plan_batches(model, items, options.batch_size, pooled=True):
+        logits = forward(model, collate(model, [items[at] for at in places])).logits.float()
+        found.update(zip(places, logits.tolist(), strict=True))
+    return [found[at] for at in range(len(items))]
+
+
+def rank(scores: Sequence[float], names: Any, top_k: int | None) -> Classification:
+    """The labels by their scores, the highest first; equal scores stay in order."""
+    order = sorted(range(len(scores)), key=lambda at: -scores[at])[:top_k]
+    labels = tuple(Label(str(names[at]), scores[at]) for at in order)
+    return Classification(labels[0].label, labels[0].score, labels)
+
+
+def _function_of(config: Any) -> str:
+    """What makes scores of logits, by the problem type; a model that says none and has one label is a yes or no."""
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid"
+    return "softmax"
+
+
+def _apply(logits: Sequence[float], function: str) -> list[float]:
+    if function == "none":
+        return list(logits)
+    if function == "sigmoid":
+        return [
+            1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits
+        ]
+    top = max(logits)
+    powers = [math.exp(value - top) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def _zero_shot(model: Model, rows: list[Any], options: PredictOptions, chosen: ClassifyOptions) -> list[Classification]:
+    labels = _candidates(chosen)
+    entails, contradicts = _inference_labels(model)
+    texts = [
+        (check_text(value, row), chosen.hypothesis_template.format(label))
+        for row, value in enumerate(rows)
+        for label in labels
+    ]
+    owners = [row for row in range(len(rows)) for _ in labels]
+    logits = score_logits(model, texts, options, cut=0, rows=owners)
+    found = []
+    for at in range(0, len(logits), len(labels)):
+        group = logits[at : at + len(labels)]
+        if chosen.multi_label or len(labels) == 1:
+            scores = [_apply([row[contradicts], row[entails]], "softmax")[1] for row in group]
+        else:
+            scores = _apply([row[entails] for row in group], "softmax")
+        found.append(rank(scores, labels, chosen.top_k))
+    return found
+
+
+def _candidates(chosen: ClassifyOptions) -> list[str]:
+    given = chosen.candidate_labels or ()
+    labels = [label.strip() for label in (given.split(",") if isinstance(given, str) else given)]
+    if not labels or not all(labels):
+        raise RequestError("`candidate_labels` is empty", hint="a list of labels", field="candidate_labels")
+    if chosen.hypothesis_template.format(labels[0]) == chosen.hypothesis_template:
+        raise RequestError(
+            f"`hypothesis_template` is {chosen.hypothesis_template!r}: it has no place for a label",
+            hint='write {} where the label goes, as in "This example is {}."',
+            field="hypothesis_template",
+        )
+    return labels
+
+
+def _inference_labels(model: Model) -> tuple[int, int]:
+    """Which outputs mean entailment and contradiction (by name, else the first or last that is not the former)."""
+    names = {int(at): str(name).lower() for at, name in core(model.model).config.id2label.items()}
+    entails = next((at for at, name in names.items() if name.startswith("entail")), None)
+    if entails is None:
+        raise ModelError(
+            f"`{model.folder}` has no label `entailment` (its labels: {', '.join(names.values())})",
+            hint="zero-shot classification needs a model of natural-language inference",
+        )
+    named = next((at for at, name in names.items() if name.startswith("contradict")), None)
+    return entails, named if named is not None else (max(names) if entails == 0 else 0)
