@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelyard.cli import output
+from modelyard.cli.loading import Loading, with_loading
 from modelyard.cli.options import Home, with_json, with_yard
 
 if TYPE_CHECKING:
@@ -38,54 +39,64 @@ def _chosen(**options: Any) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("source")
 @click.argument("prompt", required=False)
 @with_sampling
+@with_loading
 @with_yard
 @with_json
-def generate(reference: str, prompt: str | None, home: Home, as_json: bool, **options: Any) -> None:
-    """Answer one PROMPT with a version. Without PROMPT, it is read from standard input.
+def generate(source: str, prompt: str | None, loading: Loading, home: Home, as_json: bool, **options: Any) -> None:
+    """Answer one PROMPT with a version, a model's folder or a hub's model. Without PROMPT, it is read from standard input.
 
     \b
-    Example:
+    Examples:
       yard generate team/intents@production "My card has not arrived"
+      yard generate ./my-model "Hello" --dtype bfloat16
+      yard generate hf://org/name@main "Hello" --quantization int8-dynamic
     """
     text = prompt if prompt is not None else sys.stdin.read()
-    model = home.open().load(reference, threads=home.settings.threads)
+    model = loading.load(home, source)
+    chosen = _chosen(**options, **loading.per_call)
     if as_json:
-        answer = model.generate(text, **_chosen(**options))
-        output.json_object({"model": reference, "version": _version_id(model), "prompt": text, "answer": answer})
+        answer = model.generate(text, **chosen)
+        output.json_object({"model": source, "version": _version_id(model), "prompt": text, "answer": answer})
         return
-    _print_stream(model.stream(text, **_chosen(**options)))
+    _print_stream(model.stream(text, **chosen))
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("source")
 @click.option("--system", default=None, help="A system message to begin with.")
 @with_sampling
+@with_loading
 @with_yard
 @with_json
-def chat(reference: str, system: str | None, home: Home, as_json: bool, **options: Any) -> None:
-    """Talk to a version; an empty line or Ctrl-D ends it. With `--json`, prints the whole conversation at the end.
+def chat(source: str, system: str | None, loading: Loading, home: Home, as_json: bool, **options: Any) -> None:
+    """Talk to a version, a model's folder or a hub's model; an empty line or Ctrl-D ends it. With `--json`, prints the
+    whole conversation at the end.
 
     \b
-    Example:
+    Examples:
       yard chat team/intents@production
+      yard chat ./my-model
     """
-    model = home.open().load(reference, threads=home.settings.threads)
-    output.note(f"{reference} is {_version_id(model)[:12]}; an empty line ends the conversation")
+    model = loading.load(home, source)
+    version = _version_id(model)
+    output.note(f"{source}{f' is {version[:12]}' if version else ''}; an empty line ends the conversation")
+    chosen = _chosen(**options, **loading.per_call)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     while said := _ask():
         messages.append({"role": "user", "content": said})
-        pieces = model.stream(messages, **_chosen(**options))
+        pieces = model.stream(messages, **chosen)
         answer = "".join(pieces) if as_json else _print_stream(pieces)
         messages.append({"role": "assistant", "content": answer})
     if as_json:
-        output.json_object({"model": reference, "version": _version_id(model), "messages": messages})
+        output.json_object({"model": source, "version": version, "messages": messages})
 
 
-def _version_id(model: Model) -> str:
-    return str(model.version.id)
+def _version_id(model: Model) -> str | None:
+    """None for a model that is no version: a folder's, or a hub's."""
+    return str(model.version.id) if model.version is not None else None
 
 
 def _ask() -> str:
