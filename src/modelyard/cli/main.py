@@ -66,6 +66,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("serving:ps", "Show what is being served."),
     "generate": ("models:generate", "Answer one prompt with a version."),
     "chat": ("models:chat", "Talk to a version."),
+    "login": ("login:login", "Store a hub's token for this account."),
+    "logout": ("login:logout", "Forget the hub's token."),
 }
 
 
