@@ -59,7 +59,9 @@ def audit_keys(
     raise ModelError(
         f"{label}: the weights are not this architecture's: {'; '.join(parts)}",
         hint=hint,
-        **{kind: faults.get(kind, []) for kind in found},
+        missing=faults.get("missing", []),
+        unexpected=faults.get("unexpected", []),
+        mismatched=faults.get("mismatched", []),
     )
 
 

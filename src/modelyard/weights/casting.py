@@ -14,9 +14,10 @@ from modelyard.errors import InputError, ModelError, near_match
 from modelyard.weights.carry import is_carried
 from modelyard.weights.checkpoint import Checkpoint, Shard, open_checkpoint
 from modelyard.weights.checks import check_weights, read_json
-from modelyard.weights.files import show_name
+from modelyard.weights.files import FolderFiles, show_name
 from modelyard.weights.headers import BITS, TensorInfo
 from modelyard.weights.output import HashingWriter, copy_file, fresh_folder, write_file
+from modelyard.weights.untrained import KEY, find_untrained, make_mark
 from modelyard.weights.values import read_blocks
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def _write_rest(weights: Checkpoint, folder: Path, dtype: str, made: Casting) ->
         made.outputs[weights.index] = write_file(folder / weights.index, _json(index))
     for name in files.names():
         if name == "config.json":
-            made.outputs[name] = write_file(folder / name, _json(_retyped(read_json(files, name), dtype)))
+            config = _remarked(files, folder, _retyped(read_json(files, name), dtype))
+            made.outputs[name] = write_file(folder / name, _json(config))
         elif is_carried(name) or name == "adapter_config.json":
             made.outputs[name] = copy_file(files, name, folder)
 
@@ -152,6 +154,15 @@ def _retyped(config: dict[str, Any], dtype: str) -> dict[str, Any]:
         if isinstance(value, dict)
     }
     return config | nested | {old: dtype}
+
+
+def _remarked(files: Files, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the mark of untrained tensors for the bytes that were written; without one that is untrue."""
+    if KEY not in config:
+        return config
+    found = find_untrained(files)
+    rest = {key: value for key, value in config.items() if key != KEY}
+    return rest if found is None else rest | {KEY: make_mark(found, FolderFiles(folder))}
 
 
 def _refuse_unsupported(weights: Checkpoint) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,19 +30,20 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.audit import audit_tensors
 from modelyard.weights.checks import check_weights
 from modelyard.weights.files import FolderFiles
-from modelyard.weights.loading import legacy, sources
+from modelyard.weights.loading import compiled, legacy, sources
 from modelyard.weights.loading.dtypes import DTYPES, cpu_runs_bfloat16, pick_dtype
 from modelyard.weights.loading.lock import LOADING, loading
 from modelyard.weights.loading.options import LoadOptions
+from modelyard.weights.loading.report import LoadReport
 from modelyard.weights.model import Model
 
 __all__ = ["DTYPES", "LOADING", "cpu_runs_bfloat16", "load", "loading", "pick_dtype"]
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from modelyard.weights.loading.building import Built
-    from modelyard.weights.loading.report import LoadReport
+    from modelyard.weights.loading.plan import LoadPlan
     from modelyard.weights.times import Observe
 
 
@@ -167,10 +169,15 @@ def _names(allow: Any) -> tuple[str, ...]:
 
 def load_with(source: Path | str, options: LoadOptions, observe: Observe | None = None) -> Model:
     """As `load`, with options that were checked already."""
+    from modelyard.weights.loading import quantization
+
     started = time.perf_counter()
-    device = _check_device(options.device)
+    quantization.quiet_imports()
+    _check_device(options.device)
+    if options.compile:
+        compiled.check_compiler(options.device)
     path = sources.locate(source, options)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.is_file():
         return _load_gguf(path, options)
     adapter = sources.read_adapter(path)
     if adapter is None and options.base is not None:
@@ -180,17 +187,13 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
     for folder in dict.fromkeys((root, path, *folders.values())):
         check_weights(FolderFiles(folder))
     with loading():
-        from modelyard.weights.loading import building
-
-        built = building.build(root, options, device, building.adapter_hints(folders, options))
-        model = built.model
-        if folders:
-            model = _attach(model, built.choice.task, folders)
-        processor = _load_processor(path, root, built, options)
-        model = model.to(device)
-        model.train(options.training)
-    allowed = {**built.allowed, **audit_tensors(str(path), model, built.dtype, allow=options.allow)}
-    report = _report(built, allowed, options, time.perf_counter() - started)
+        built, plan, model, processor = _assemble(path, root, folders, options, observe)
+    allowed = {**built.allowed, **_audit(path, model, built, options, observe)}
+    if options.compile:
+        model = compiled.compile_model(model, device=options.device)
+    report = LoadReport(
+        built.split.added, built.split.dropped, allowed, built.casts, options.seed, time.perf_counter() - started
+    )
     if options.threads is not None:
         import torch
 
@@ -202,10 +205,77 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         path,
         base=root if adapter is not None else None,
         threads=options.threads,
+        plan=plan,
         load_report=report,
         untrained=built.untrained,
         adapters=tuple(folders),
     )
+
+
+def _assemble(
+    path: Path, root: Path, folders: Mapping[str, Path], options: LoadOptions, observe: Observe | None
+) -> tuple[Built, LoadPlan, Any, Any]:
+    """What was built, the plan of it, the model with its adapters in its place, and the preprocessor."""
+    from modelyard.weights.loading import building, quantization
+    from modelyard.weights.loading.plan import make_plan
+
+    hints = building.adapter_hints(folders)
+    decision = building.decide(root, options, hints)
+    plan = make_plan(root, options, decision.choice, own_config=decision.stored, source=path, adapters=folders)
+    if observe is not None and not options.random:
+        with _timed(observe, "read", size := _size(root)):
+            _read_through(root)
+    else:
+        size = 0
+    with _timed(observe, "cast" if plan.casts else "place", size):
+        built = building.build(root, options, decision, plan, hints)
+        model = built.model
+        if folders:
+            model = _attach(model, built.choice.task, folders, options)
+        model = quantization.apply_after(model, options.quantization)
+        if options.random and not plan.mapped:
+            model = model.to(options.device)
+        model.train(options.training)
+    with _timed(observe, "preprocessor", 0):
+        processor = _load_processor(path, root, built, options)
+    return built, plan, model, processor
+
+
+def _audit(
+    path: Path, model: Any, built: Built, options: LoadOptions, observe: Observe | None
+) -> dict[str, tuple[str, ...]]:
+    packed = options.quantization is not None or getattr(model.config, "quantization_config", None) is not None
+    with _timed(observe, "audit", 0):
+        return audit_tensors(str(path), model, built.dtype, allow=options.allow, strict=not packed)
+
+
+@contextmanager
+def _timed(observe: Observe | None, stage: str, size: int) -> Iterator[None]:
+    """Report the block as a stage to whoever asked to be told."""
+    began = time.perf_counter()
+    yield
+    if observe is not None:
+        observe(stage, time.perf_counter() - began, size)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _weight_files(folder))
+
+
+def _read_through(folder: Path) -> None:
+    """Read the weight files once, so that what follows is not waiting for the disk; only when somebody times the stages."""
+    buffer = bytearray(_BLOCK)
+    for path in _weight_files(folder):
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+_BLOCK = 4 << 20
 
 
 def _check_device(device: str) -> str:
@@ -237,11 +307,10 @@ def _adapter_folders(path: Path, adapter: Mapping[str, Any] | None, options: Loa
     return folders
 
 
-def _attach(model: Any, task: str, folders: Mapping[str, Path]) -> Any:
+def _attach(model: Any, task: str, folders: Mapping[str, Path], options: LoadOptions) -> Any:
     from modelyard.weights.loading import adapters
 
-    attach: Any = adapters.attach
-    return attach(model, task, folders)
+    return adapters.attach(model, task, folders, training=options.training)
 
 
 def _load_processor(path: Path, root: Path, built: Built, options: LoadOptions) -> Any:
@@ -253,9 +322,3 @@ def _load_processor(path: Path, root: Path, built: Built, options: LoadOptions) 
     if optional and not has_preprocessor(where):
         return None
     return load_preprocessor(where, built.choice.task)
-
-
-def _report(built: Built, allowed: dict[str, tuple[str, ...]], options: LoadOptions, seconds: float) -> LoadReport:
-    from modelyard.weights.loading.report import LoadReport
-
-    return LoadReport(built.split.added, built.split.dropped, allowed, built.casts, options.seed, seconds)

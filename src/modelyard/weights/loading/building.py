@@ -6,29 +6,31 @@ The caller holds `LOADING`. Knows transformers' classes; knows no adapters and n
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.audit import audit_keys, audit_ties
+from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
 from modelyard.weights.loading.classes import choose
 from modelyard.weights.loading.configs import label_config, load_config
-from modelyard.weights.loading.dtypes import pick_dtype, stored_dtype
 from modelyard.weights.loading.heads import Split, module_names, split
 from modelyard.weights.loading.lock import seeded
 from modelyard.weights.loading.translate import translated
 from modelyard.weights.untrained import Untrained, find_untrained, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from modelyard.weights.loading.classes import Choice
     from modelyard.weights.loading.options import LoadOptions
+    from modelyard.weights.loading.plan import LoadPlan
 
-__all__ = ["Built", "Hints", "adapter_hints", "build"]
+__all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw"]
 
 _TASK_TYPES = {
     "CAUSAL_LM": "text-generation",
@@ -55,6 +57,21 @@ class Hints:
     heads: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What will be built.
+
+    Attributes:
+        choice: Its class, task and configuration.
+        stored: The configuration as the folder has it.
+        relabelled: Whether another number of labels was asked for than the folder's.
+    """
+
+    choice: Choice
+    stored: Any
+    relabelled: bool
+
+
 @dataclass(slots=True)
 class Built:
     """A model as it was built.
@@ -78,61 +95,113 @@ class Built:
     casts: dict[str, int] = field(default_factory=dict)
 
 
-def build(folder: Path, options: LoadOptions, device: str, hints: Hints) -> Built:
+def decide(folder: Path, options: LoadOptions, hints: Hints | None = None) -> Decision:
+    """What is built from a folder, before anything is.
+
+    Raises:
+        ModelError, RequestError: As `classes.choose` and `configs.load_config`.
+    """
+    hints = hints or Hints()
+    stored = load_config(folder)
+    config = load_config(folder, **options.config) if options.config else stored
+    count = options.num_labels if options.relabels() else hints.num_labels
+    wanted = len(options.id2label) if options.id2label is not None else count
+    relabelled = wanted is not None and wanted != stored.num_labels
+    config = label_config(config, count, options.id2label)
+    task = options.task
+    if task is None and options.model_class is None:
+        task = hints.task
+    choice = choose(config, str(folder), task=task, model_class=options.model_class)
+    return Decision(choice, stored, relabelled)
+
+
+def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan, hints: Hints) -> Built:
     """The model of a folder.
+
+    Args:
+        folder: Where the files are; they were checked.
+        options: What was asked for.
+        decision: What `decide` said.
+        plan: Where modules go, their dtype, and what attention is computed with.
+        hints: What the adapters that will be attached hold themselves.
 
     Raises:
         ModelError, RequestError: As `weights.load.load`.
     """
     import torch
 
-    stored = load_config(folder)
-    config = load_config(folder, **options.config) if options.config else stored
-    count = options.num_labels if options.relabels() else hints.num_labels
-    relabelled = _relabels(stored, count, options.id2label)
-    config = label_config(config, count, options.id2label)
-    choice = choose(config, str(folder), task=_task(config, options, hints), model_class=options.model_class)
-    said = str(config.dtype).removeprefix("torch.") if config.dtype is not None else stored_dtype(folder)
-    dtype = getattr(torch, pick_dtype(options.dtype, said, torch.device(device).type))
+    choice, dtype, label = decision.choice, getattr(torch, plan.dtype), str(folder)
     if options.random:
-        return draw(choice, dtype, options.seed, folder)
-    with translated(folder), seeded(options.seed):
-        model, info = choice.cls.from_pretrained(
-            folder,
-            config=choice.config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they come back with names, and the audit refuses them
-            output_loading_info=True,
-        )
-    parts = split(info, model, choice, stored, relabelled=relabelled)
-    label = str(folder)
+        return draw(choice, dtype, options.seed, folder, attention=options.attention and plan.attention)
+    with translated(folder), seeded(options.seed), _explained(label, options.device, plan):
+        model, info = _read(folder, options, choice, plan, dtype)
+    parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled)
     allowed = audit_keys(label, parts.missing, parts.unexpected, parts.mismatched, options.allow)
     if info.get("error_msgs"):
         raise ModelError(f"{folder}: {'; '.join(map(str, info['error_msgs'][:3]))}")
     audit_ties(label, model)
     drawn = {*parts.added, *allowed.get("missing", ()), *(str(item[0]) for item in parts.mismatched)}
-    return Built(
-        model, choice, dtype, parts, allowed, _untrained(folder, model, drawn - set(hints.heads), options.seed)
+    untrained = _untrained(folder, model, drawn - set(hints.heads), options.seed)
+    casts = {name: cast.tensors for name, cast in plan.casts.items()}
+    return Built(model, choice, dtype, parts, allowed, untrained, casts)
+
+
+def _read(folder: Path, options: LoadOptions, choice: Choice, plan: LoadPlan, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """The model with the folder's weights, and transformers' report."""
+    from modelyard.weights.loading import devices, quantization
+
+    more: dict[str, Any] = {}
+    wanted = quantization.make_config(options.quantization, device=options.device, dtype=dtype)
+    if wanted is not None:
+        more["quantization_config"] = wanted
+    if options.attention is not None:
+        more["attn_implementation"] = plan.attention
+    if plan.mapped or wanted is not None or plan.places != {"": "cpu"}:
+        more["device_map"] = plan.places
+    offload = devices.find_offload_folder(options.offload_folder, plan.places)
+    if offload is not None:
+        more["offload_folder"] = str(offload)
+    model, info = choice.cls.from_pretrained(
+        folder,
+        config=choice.config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # so that they come back with names, and the audit refuses them
+        output_loading_info=True,
+        **more,
     )
+    if offload is not None and options.offload_folder is None:
+        devices.keep_while(model, offload)
+    return model, info
 
 
-def draw(choice: Choice, dtype: Any, seed: int, label: Path | str) -> Built:
-    """A model whose every weight is drawn from `seed`."""
+@contextmanager
+def _explained(label: str, device: str, plan: LoadPlan) -> Iterator[None]:
+    """Turn running out of memory into an error that says what would fit."""
+    from modelyard.weights.loading import memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise memory.explain_oom(error, what=f"`{label}`", device=device, weights=plan.resident) from error
+
+
+def draw(choice: Choice, dtype: Any, seed: int, label: Path | str, *, attention: str | None = None) -> Built:
+    """A model whose every weight is drawn from `seed`, in eval mode."""
+    more = {} if attention is None else {"attn_implementation": attention}
     with translated(label), seeded(seed):
-        model = choice.cls._from_config(copy.deepcopy(choice.config), dtype=dtype)  # noqa: SLF001  what from_config calls
+        model = choice.cls._from_config(copy.deepcopy(choice.config), dtype=dtype, **more)  # noqa: SLF001  AutoModel.from_config calls it
     model.eval()
     mark = Untrained("random", seed, None, fingerprint(model.state_dict(), None))
     return Built(model, choice, dtype, Split((), (), (), (), ()), {}, mark)
 
 
-def adapter_hints(folders: Mapping[str, Path], options: LoadOptions) -> Hints:
+def adapter_hints(folders: Mapping[str, Path]) -> Hints:
     """What the adapters in `folders` say about their base."""
-    del options
-    from modelyard.weights.checks import read_json
-
     for folder in folders.values():
         said = read_json(FolderFiles(folder), "adapter_config.json")
         task = _TASK_TYPES.get(str(said.get("task_type")))
@@ -152,18 +221,6 @@ def adapter_hints(folders: Mapping[str, Path], options: LoadOptions) -> Hints:
 
 def _is_head(name: str) -> bool:
     return name.split(".", maxsplit=1)[0] in {"classifier", "score"} and name.count(".") == 1
-
-
-def _task(config: Any, options: LoadOptions, hints: Hints) -> str | None:
-    if options.task is not None or options.model_class is not None:
-        return options.task
-    del config
-    return hints.task
-
-
-def _relabels(config: Any, count: int | None, names: Mapping[int, str] | None) -> bool:
-    wanted = len(names) if names is not None else count
-    return wanted is not None and wanted != config.num_labels
 
 
 def _untrained(folder: Path, model: Any, drawn: set[str], seed: int) -> Untrained | None:

@@ -134,7 +134,7 @@ def _fitting(config: Any, cls: Any) -> Any:
     wanted = getattr(cls, "config_class", None)
     if wanted is None or isinstance(config, wanted):
         return config
-    for key, kind in config.sub_configs.items():
+    for key in config.sub_configs:
         part = getattr(config, key, None)
         if part is not None and isinstance(part, wanted):
             if key == "text_config":
@@ -142,7 +142,6 @@ def _fitting(config: Any, cls: Any) -> Any:
                 if getattr(config, "quantization_config", None) is not None:
                     part.quantization_config = config.quantization_config
             return part
-        del kind
     raise RequestError(
         f"`{cls.__name__}` is built with a `{wanted.__name__}`, and this is a `{type(config).__name__}`",
         hint=f"give a class of `{config.model_type}`",

@@ -94,12 +94,11 @@ def module_names(model: Any, disk: Iterable[str]) -> dict[str, str]:
     held = model.state_dict()
     made: dict[str, str] = {}
     for name in sorted(disk, key=dot_natural_key):
-        renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
+        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         if renamed not in held and name in held:
             renamed = name
         if renamed in held:
             made[name] = renamed
-        del pattern
     return made
 
 

@@ -48,7 +48,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Draw torch's random numbers from `seed` in the block, and leave the generators as they were found."""
     import torch
 
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    cuda: Any = torch.cuda  # its functions carry no types
+    devices = list(range(cuda.device_count())) if cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -116,7 +116,7 @@ def _is_composite(files: FolderFiles, names: set[str], info: TaskInfo | None) ->
 
 
 def _has_torchvision() -> bool:
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     return bool(is_torchvision_available())
 
