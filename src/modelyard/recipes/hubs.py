@@ -9,9 +9,9 @@ from modelyard.weights import hub
 from modelyard.weights.hub import open_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
+    from modelyard.registry import Yard
     from modelyard.weights.files import Files
     from modelyard.weights.hub import HubSource
 
@@ -33,13 +33,14 @@ class Snapshot:
     commit: str
 
 
-def fetch(source: HubSource, *, offline: bool = False, access: Mapping[str, Any] | None = None) -> Snapshot:
-    """Fetch what is missing of a hub model; see `weights.hub.fetch`, whose errors it raises.
+def fetch(source: HubSource, *, yard: Yard | None = None, offline: bool = False) -> Snapshot:
+    """Fetch what is missing of a hub's model; see `weights.hub.fetch`, whose errors it raises.
 
     Args:
         source: The model.
+        yard: Knows what the surroundings say about the hub; without one, `huggingface_hub` is left to find that out.
         offline: Whether nobody may be asked.
-        access: `endpoint`, `cache_dir`, `token` and `progress`, where they are not those of `huggingface_hub`.
     """
-    folder = hub.fetch(source, **{"progress": True, **(access or {}), "offline": offline})
+    asked: dict[str, Any] = {"progress": True, **({"offline": True} if offline else {})}
+    folder = yard.fetch(str(source), **asked) if yard is not None else hub.fetch(source, **asked)
     return Snapshot(open_folder(folder), source.repo, folder.name)

@@ -110,7 +110,7 @@ def import_model(
         parsed = parse_base(source)
         if not isinstance(parsed, HubSource):
             raise InputError(f"`{source}` is not a hub id", hint="write `hf://org/name` or `hf://org/name@revision`")
-        snapshot = hubs.fetch(parsed, offline=offline)
+        snapshot = hubs.fetch(parsed, yard=yard, offline=offline)
         files, origin = snapshot.files, f"hf://{snapshot.repo}@{snapshot.commit}"
     else:
         if not Path(source).exists():

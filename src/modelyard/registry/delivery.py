@@ -143,10 +143,14 @@ class Delivery:
             ModelError: The version is not a usable model; `other_base`: an adapter that was made on another one.
         """
         return _loading.load(
-            self._context, source, options, fetch=self._fetch, trust_verified=trust_verified, observe=observe
+            self._context, source, options, fetch=self.fetch, trust_verified=trust_verified, observe=observe
         )
 
-    def _fetch(self, source: str, **options: Any) -> Path:
+    def fetch(self, source: str, **options: Any) -> Path:
+        """A hub's model (`hf://org/name[@revision]`) in the hub cache, with what the surroundings say about the hub.
+
+        `options` go before the surroundings; see `weights.hub.fetch` for them and for what is raised.
+        """
         from modelyard.weights import hub
 
         return hub.fetch(source, **{**(self._context.hub() if self._context.hub else {}), **options})

@@ -33,7 +33,7 @@ class Base(Step):
             return Inputs(self.name, 1, inputs={"base": str(version.id)}, config={"version": version.name})
         config = {"base_repo": context.recipe.committed_base_repo}
         if isinstance(source, HubSource):
-            snapshot = hubs.fetch(source, offline=context.offline)
+            snapshot = hubs.fetch(source, yard=context.yard, offline=context.offline)
             return Inputs(self.name, 1, config=config, inputs={"base": f"hf://{snapshot.repo}@{snapshot.commit}"})
         files = _open(context)
         digest = context.fingerprints.files({name: files.path(name) for name in files.names()})
@@ -46,7 +46,11 @@ class Base(Step):
             version = context.yard.resolve(source.reference)
             check_base(context.yard.files(version), version.kind)
             return made(version, source=context.recipe.base)
-        files = hubs.fetch(source, offline=context.offline).files if isinstance(source, HubSource) else _open(context)
+        files = (
+            hubs.fetch(source, yard=context.yard, offline=context.offline).files
+            if isinstance(source, HubSource)
+            else _open(context)
+        )
         check_base(files, None)
         origin = inputs.inputs["base"] if isinstance(source, HubSource) else context.recipe.base
         version = context.yard.commit(
