@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError, RequestError, near_match
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
-from modelyard.weights.loading.translate import first_line, translated
+from modelyard.weights.loading.quantization import quiet_imports
+from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ def load_config(folder: Path, **overrides: Any) -> Any:
         ModelError: There is none, it is broken, or its model type is unknown to transformers (`unknown_architecture`).
         RequestError: An override that the configuration has no key for, or a value that it does not take.
     """
+    quiet_imports()
     from transformers import AutoConfig
 
     files = FolderFiles(folder)
@@ -47,6 +49,7 @@ def make_config(model_type: str, **overrides: Any) -> Any:
     Raises:
         RequestError: No such model type, or as `load_config`.
     """
+    quiet_imports()
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     names = list(CONFIG_MAPPING.keys())
@@ -80,7 +83,7 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
         # Configurations check their own values, each in its own way: what they say is what the caller must know.
         names = ", ".join(f"`{key}`" for key in values)
         raise RequestError(
-            f"the configuration of `{config.model_type}` does not take {names}: {first_line(error)}",
+            f"the configuration of `{config.model_type}` does not take {names}: {_said(error)}",
             hint="look at the keys of its config.json",
             field="config",
         ) from error
@@ -119,6 +122,11 @@ def _config_class(model_type: str, label: str) -> Any:
         code="unknown_architecture",
         hint=f"did you mean `{meant}`?" if meant else "they are listed by `yard architectures`",
     )
+
+
+def _said(error: Exception) -> str:
+    """What a configuration's check says, on one line: `Validation error for field 'x': TypeError: ...`."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _set(config: Any, plain: dict[str, Any], key: str, value: Any) -> None:

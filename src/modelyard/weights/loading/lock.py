@@ -26,6 +26,9 @@ LOADING = threading.RLock()
 @contextmanager
 def loading() -> Iterator[None]:
     """Hold `LOADING`, with transformers' progress bars and log tables off: what they say comes back as errors."""
+    from modelyard.weights.loading.quantization import quiet_imports
+
+    quiet_imports()
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging  # its functions carry no types

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError
 from modelyard.weights.checks import check_config, read_json
 from modelyard.weights.files import FolderFiles
+from modelyard.weights.loading.quantization import quiet_imports
 from modelyard.weights.loading.translate import first_line, translated
 from modelyard.weights.tasks import TaskInfo, find_task
 
@@ -122,6 +123,7 @@ def _has_torchvision() -> bool:
 
 
 def _load(folder: Path, auto: str) -> Any:
+    quiet_imports()
     import transformers
 
     kind: Any = getattr(transformers, auto)
