@@ -1,0 +1,61 @@
+"""`torch.compile` around a loaded model, where this machine has the compiler that it needs.
+
+Compiling happens at the first call and again for each new kind of input; what it costs and gains was measured
+(`docs/log.md`). Knows modules, not tasks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from modelyard.errors import ModelError
+
+__all__ = ["check_compiler", "compile_model", "plain_state"]
+
+_WRAPPED = "_orig_mod."
+
+
+def check_compiler(device: str = "cpu") -> str:
+    """The C++ compiler that torch would use for `device`; for an accelerator Triton's own.
+
+    Raises:
+        ModelError: `no_compiler`: there is none, so nothing could be compiled.
+    """
+    if device.partition(":")[0] != "cpu":
+        return "triton"
+    from torch._inductor import config
+
+    names = config.cpp.cxx
+    for name in names if isinstance(names, tuple | list) else (names,):
+        if name is not None and (found := shutil.which(name)):
+            return found
+    raise ModelError(
+        "`compile` needs a C++ compiler, and there is none on the PATH",
+        code="no_compiler",
+        hint="install g++ or clang, or leave `compile` out",
+    )
+
+
+def compile_model(model: Any, *, device: str = "cpu") -> Any:
+    """Compile `model.forward` in place; the same object comes back, with the same names of parameters.
+
+    Shapes are dynamic, because every batch has its own lengths. The module is not wrapped, so nothing that is saved
+    is called `_orig_mod`.
+
+    Raises:
+        ModelError: `no_compiler`.
+    """
+    check_compiler(device)
+    model.compile(dynamic=True)
+    return model
+
+
+def plain_state(model: Any) -> dict[str, Any]:
+    """The state of a model without `_orig_mod` in any name, whoever compiled whichever part of it.
+
+    >>> import torch
+    >>> sorted(plain_state(torch.compile(torch.nn.Linear(2, 2))))
+    ['bias', 'weight']
+    """
+    return {name.replace(_WRAPPED, ""): tensor for name, tensor in model.state_dict().items()}

@@ -1,0 +1,221 @@
+"""A .gguf file as a model of transformers: its configuration, tokenizer and weights, dequantized while they are read.
+
+Our strict reader sees the header first. transformers maps the names and dequantizes; tensors of the file that it has no
+place for would be left out silently there, and are an error here. Knows GGUF files; knows no folders.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError, RequestError, near_match
+from modelyard.weights.audit import audit_keys
+from modelyard.weights.gguf import GgufHeader, read_gguf
+from modelyard.weights.loading import attention, classes, configs, devices
+from modelyard.weights.loading.dtypes import pick_dtype
+from modelyard.weights.loading.lock import loading
+from modelyard.weights.loading.translate import translated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelyard.weights.loading.classes import Choice
+    from modelyard.weights.loading.options import LoadOptions
+    from modelyard.weights.loading.plan import LoadPlan
+
+__all__ = ["load_gguf", "plan_gguf", "read_architecture", "supported_architectures"]
+
+# How llama.cpp writes the names that transformers' table has.
+_WRITTEN = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
+_NO_MODELS = frozenset({"general", "tokenizer"})
+# Computed again from the configuration, or of no use to transformers: leaving them out changes nothing.
+_COMPUTED = ("rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def supported_architectures() -> list[str]:
+    """Every architecture that a .gguf file may name in `general.architecture`, as llama.cpp writes it."""
+    from transformers import modeling_gguf_pytorch_utils as legacy
+    from transformers.integrations.gguf import gguf_conversion_mapping as mapping
+
+    names = {*legacy.GGUF_SUPPORTED_ARCHITECTURES, *mapping.GGUF_ARCHS} - _NO_MODELS
+    return sorted(_WRITTEN.get(name, name) for name in names)
+
+
+def read_architecture(path: Path) -> str:
+    """The `general.architecture` of a .gguf file whose header was checked before.
+
+    Raises:
+        ModelError: It names none, or one that is not supported (`unknown_architecture`).
+    """
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    with translated(path):
+        metadata: Any = read_gguf_metadata(str(path))[0]
+    named = metadata.get("general.architecture")
+    known = supported_architectures()
+    if named not in known:
+        meant = near_match(str(named), known)
+        raise ModelError(
+            f"`{path}` is of the architecture `{named}`, which cannot be loaded from GGUF",
+            code="unknown_architecture",
+            hint=f"supported: {', '.join(known)}" + (f" (near: `{meant}`)" if meant else ""),
+            architecture=named,
+            supported=known,
+        )
+    return str(named)
+
+
+def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
+    """Load a .gguf file: its task, its model of transformers in eval mode, and its tokenizer.
+
+    Args:
+        path: The file.
+        options: `dtype` (auto: the file's own float type, float32 for a quantized file), `task`, `model_class`,
+            `device`, `attention`, `config` and labels, as everywhere; a device map, quantization and random weights
+            are refused.
+
+    Raises:
+        ModelError: The header is unsound (as `read_gguf`), the architecture is not supported (`unknown_architecture`), or
+            tensors are missing or left over.
+        RequestError: An option that a GGUF file cannot be loaded with.
+    """
+    header, choice, dtype = _prepare(path, options)
+    device = devices.check_device(options.device)
+    chosen = attention.check(options.attention, choice.config, model_class=choice.cls, device=device)
+    extra = {} if chosen is None else {"attn_implementation": chosen}
+    with loading(), translated(path):
+        model, info = choice.cls.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            config=choice.config,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
+        )
+        left = _left_over(header, model)
+        label = str(path)
+        allowed = set(options.allow)
+        audit_keys(
+            label,
+            () if "missing" in allowed else info["missing_keys"],
+            () if "unexpected" in allowed else {*info["unexpected_keys"], *left},
+            () if "mismatched" in allowed else info["mismatched_keys"],
+        )
+        # How the tensors were packed in the file is no setting of the model that is in memory now, and would be saved.
+        model.config.quantization_config = None
+        del model.config.quantization_config
+        tokenizer = _load_tokenizer(path)
+    if options.training:
+        model.train()
+    return choice.task, model.to(device), tokenizer
+
+
+def plan_gguf(path: Path, options: LoadOptions) -> LoadPlan:
+    """What loading a .gguf file would do, from its header; see `plan.LoadPlan`."""
+    from modelyard.weights.loading.plan import Cast, LoadPlan, build_meta, weigh
+
+    header, choice, dtype = _prepare(path, options)
+    device = devices.check_device(options.device)
+    chosen = attention.check(options.attention, choice.config, model_class=choice.cls, device=device)
+    model, _ = build_meta(choice.cls, choice.config, dtype, attention=chosen)
+    label = str(dtype).removeprefix("torch.")
+    casts: dict[str, Cast] = {}
+    for tensor in header.tensors:
+        kind = _FLOATS.get(tensor.type, tensor.type)
+        if kind != label:
+            last = casts.get(f"{kind} -> {label}", Cast(0, 0, 0))
+            count = 1
+            for length in tensor.shape:
+                count *= length
+            casts[f"{kind} -> {label}"] = Cast(
+                last.tensors + 1,
+                last.bytes_before + tensor.end - tensor.start,
+                last.bytes_after + count * dtype.itemsize,
+            )
+    places: dict[str, devices.Place] = {"": device}
+    parameters, sizes = weigh(model, dtype, places)
+    return LoadPlan(
+        source=str(path),
+        base=None,
+        model_class=choice.cls.__name__,
+        task=choice.task,
+        dtype=label,
+        parameters=parameters,
+        casts=casts,
+        bytes=sizes,
+        places=places,
+        mapped=False,
+        attention=str(model.config._attn_implementation),  # noqa: SLF001  # where transformers keeps what it decided
+        preprocessor="tokenizer",
+    )
+
+
+def _prepare(path: Path, options: LoadOptions) -> tuple[GgufHeader, Choice, Any]:
+    """The checked header, the class that is built, and the torch dtype."""
+    import torch
+    from transformers import AutoConfig
+
+    for name in ("device_map", "quantization", "base"):
+        if getattr(options, name) is not None:
+            raise RequestError(
+                f"a .gguf file is loaded without `{name}`",
+                hint="convert it to safetensors first: yard convert",
+                field=name,
+            )
+    if options.random:
+        raise RequestError("a .gguf file is loaded, not drawn at random", hint="leave `random` out", field="random")
+    header = read_gguf(path)
+    read_architecture(path)
+    with translated(path):
+        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    if config.architectures is None:
+        config.architectures = _own_class(config)
+    config = configs.override(config, options.config) if options.config else config
+    config = configs.label_config(config, options.num_labels, options.id2label)
+    choice = classes.choose(config, str(path), task=options.task, model_class=options.model_class)
+    kind = pick_dtype(options.dtype, _stored(header), options.device.partition(":")[0])
+    return header, choice, getattr(torch, kind)
+
+
+def _own_class(config: Any) -> list[str] | None:
+    """The class that a file without one was written from: llama.cpp's tables hold language models."""
+    from modelyard.weights.tasks import find_task
+
+    for task in ("text-generation", "text2text-generation", "feature-extraction"):
+        name = find_task(task).model_types().get(config.model_type)
+        if name is not None:
+            return [name]
+    return None
+
+
+def _stored(header: GgufHeader) -> str:
+    """The float type that most bytes of a file are in; float32 for blocks, whose scales lose nothing in it."""
+    found: dict[str, int] = {}
+    for tensor in header.tensors:
+        found[tensor.type] = found.get(tensor.type, 0) + tensor.end - tensor.start
+    most = max(found, key=lambda kind: found[kind], default="F32")
+    return _FLOATS.get(most, "float32")
+
+
+def _left_over(header: GgufHeader, model: Any) -> list[str]:
+    """Tensors of the file that transformers' older loader has no place for; it passes over them in silence."""
+    from transformers import modeling_gguf_pytorch_utils as legacy
+    from transformers.integrations.gguf import gguf_conversion_mapping as mapping
+
+    kind = model.config.model_type
+    if kind in mapping.GGUF_ARCHS:
+        return []  # the newer loader reports them itself
+    processor = legacy.TENSOR_PROCESSORS.get(_WRITTEN.get(kind, kind), legacy.TensorProcessor)
+    known: Any = legacy.get_gguf_hf_weights_map(model, processor(config={}))
+    # Fused experts and the like are told by their processor's own patterns, which only it can say.
+    own = processor is legacy.TensorProcessor or processor.process is legacy.TensorProcessor.process
+    names = [tensor.name for tensor in header.tensors if tensor.name not in known and tensor.name not in _COMPUTED]
+    return names if own or not any("exps" in name for name in names) else []
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
