@@ -16,7 +16,7 @@ from modelyard.weights.files import show_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Comparison", "compare_tensors"]
+__all__ = ["Comparison", "build_without_memory", "compare_tensors"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     Raises:
         ModelError: `unknown_architecture`: transformers has no such class, or cannot build it from this configuration.
     """
-    model = _build(config)
+    model = build_without_memory(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     renamed = _rename(model, shapes)
@@ -64,11 +64,16 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     return Comparison(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(sorted(mismatched)), tied)
 
 
-def _build(config: Mapping[str, Any]) -> Any:
+def build_without_memory(config: Mapping[str, Any]) -> Any:
+    """The model that a config.json describes, of the class that it names, on torch's meta device, in float32.
+
+    Raises:
+        ModelError: `unknown_architecture`: transformers has no such class, or cannot build it from this configuration.
+    """
     import torch
     import transformers
 
-    from modelyard.weights.load import LOADING
+    from modelyard.weights.loading.lock import LOADING
 
     model_type, architectures = config.get("model_type"), config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None

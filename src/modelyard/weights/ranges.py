@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast, runtime_checkable
 
 from modelyard.weights.headers import Header, Limits, open_regular, parse_sized
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-
     from modelyard.weights.files import Files
 
 __all__ = ["Ranged", "open_stream", "read_header_of"]
@@ -98,7 +96,7 @@ class _RangeStream(io.RawIOBase):
         self._position = max(origin + offset, 0)
         return self._position
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         target = memoryview(buffer).cast("B")
         end = min(self._position + len(target), self._size)
         if end <= self._position:

@@ -1,0 +1,93 @@
+"""What an estimate needs of a checkpoint: its configuration and, where there are weights, the headers of its tensors.
+
+Knows files and names; loads no library and no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError
+from modelyard.weights.checks import read_json
+from modelyard.weights.files import Files, FolderFiles, show_name
+from modelyard.weights.ranges import read_header_of
+
+if TYPE_CHECKING:
+    from modelyard.weights.headers import TensorInfo
+
+__all__ = ["Described", "describe"]
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A checkpoint by its configuration and headers.
+
+    Attributes:
+        config: The content of config.json.
+        label: What messages call it.
+        tensors: Name to dtype, shape and place; empty for a folder without weights.
+        dtype: What it is stored in: as its configuration says, else as most of its bytes are.
+        quantization: The method that its configuration names, None for plain weights.
+    """
+
+    config: dict[str, Any]
+    label: str
+    dtype: str
+    quantization: str | None
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """The class that its configuration names."""
+        listed = self.config.get("architectures")
+        return str(listed[0]) if isinstance(listed, list) and listed else ""
+
+    @property
+    def stored(self) -> int:
+        """Bytes of its tensors."""
+        return sum(info.end - info.start for info in self.tensors.values())
+
+
+def describe(source: Files | Path | str) -> Described:
+    """Read configuration and headers.
+
+    Raises:
+        ModelError: `no_config`: no config.json, so nothing says what it is; `not_a_folder`; or a broken file.
+    """
+    files: Files = FolderFiles(Path(source).expanduser()) if isinstance(source, str | Path) else source
+    names = set(files.names())
+    if "config.json" not in names:
+        adapter = "adapter_config.json" in names
+        raise ModelError(
+            f"`{files.label}` {'is an adapter, and what it takes is its base' if adapter else 'has no config.json'}",
+            code="no_config",
+            hint="give the folder of its base" if adapter else "give the folder that holds config.json",
+        )
+    config = read_json(files, "config.json")
+    weights = [name for name in sorted(names) if name.endswith(".safetensors") and "/" not in name]
+    tensors = {name: info for shard in weights for name, info in read_header_of(files, shard).tensors.items()}
+    said = config.get("quantization_config")
+    quantization = said.get("quant_method") if isinstance(said, dict) else None
+    if isinstance(said, dict) and quantization is None:
+        quantization = "bitsandbytes" if "load_in_4bit" in said or "load_in_8bit" in said else "unknown"
+    return Described(
+        config, files.label, _dtype(config, tensors), quantization and show_name(str(quantization)), tensors
+    )
+
+
+def _dtype(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> str:
+    """As loading decides: what the configuration says, for the whole or for its text part, else what is stored most."""
+    text = config.get("text_config")
+    for place in (config, text if isinstance(text, dict) else {}):
+        said = str(place.get("dtype") or place.get("torch_dtype") or "").removeprefix("torch.")
+        if said in _DTYPES.values():
+            return said
+    sizes: dict[str, int] = {}
+    for info in tensors.values():
+        if info.dtype in _DTYPES:
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
+    return _DTYPES[max(sizes, key=lambda name: sizes[name])] if sizes else "float32"
