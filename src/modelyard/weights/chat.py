@@ -17,10 +17,24 @@ from typing import Any
 
 from modelyard.errors import ModelError, RequestError, near_match
 
-__all__ = ["MOST_BYTES", "ROLES", "check_messages", "encode_text", "has_template", "render", "turn_end_ids"]
+__all__ = [
+    "MEDIA",
+    "MOST_BYTES",
+    "ROLES",
+    "apply",
+    "check_messages",
+    "encode_text",
+    "has_template",
+    "render",
+    "spells_control",
+    "turn_end_ids",
+]
 
 ROLES = ("system", "user", "assistant", "tool")
 """Who may speak."""
+
+MEDIA = ("image", "audio", "video")
+"""Types of parts that are no text."""
 
 MOST_BYTES = 8 << 20
 """The most UTF-8 bytes of all messages together, and of the text that the template makes of them."""
@@ -34,15 +48,17 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def check_messages(messages: object) -> list[dict[str, Any]]:
+def check_messages(messages: object, *, media: bool = False) -> list[dict[str, Any]]:
     """`messages` as plain dicts with text contents (parts joined), or `RequestError` naming the field that is wrong.
+
+    With `media`, contents are lists of parts, and parts may be of the types `image`, `audio` and `video`, too.
 
     >>> check_messages([{"role": "user", "content": [{"type": "text", "text": "hi"}]}])
     [{'role': 'user', 'content': 'hi'}]
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise RequestError("`messages` is no list of messages, or an empty one", field="messages")
-    plain = [_check_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
+    plain = [_check_message(message, f"messages[{at}]", media=media) for at, message in enumerate(messages)]
     total = 0
     for text in _strings(plain):
         try:
@@ -75,11 +91,11 @@ def render(tokenizer: Any, messages: object, *, add_generation_prompt: bool = Tr
             field="messages",
         )
     plain = check_messages(messages)
-    text = _apply(tokenizer, plain, add_generation_prompt=add_generation_prompt, tokenize=False)
+    text = apply(tokenizer, plain, add_generation_prompt=add_generation_prompt, tokenize=False)
     if len(text.encode()) > MOST_BYTES:
         raise ModelError(f"the chat template makes more than {MOST_BYTES} bytes of these messages")
-    if _spells_control(tokenizer, plain):
-        ids = _apply(
+    if spells_control(tokenizer, plain):
+        ids = apply(
             tokenizer,
             plain,
             add_generation_prompt=add_generation_prompt,
@@ -121,7 +137,7 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     said = "modelyard"
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
     try:
-        text = _apply(tokenizer, turns, add_generation_prompt=False, tokenize=False)
+        text = apply(tokenizer, turns, add_generation_prompt=False, tokenize=False)
     except (ModelError, RequestError):
         return frozenset()  # a template that refuses this conversation tells nothing about its end
     behind = text.rpartition(said)[2].lstrip()
@@ -130,7 +146,13 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(ids[:1]) & frozenset(control)
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Any:
+def apply(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Any:
+    """`apply_chat_template` of a tokenizer or a processor, with what it raises as errors of ours.
+
+    Raises:
+        RequestError: The template refuses these messages.
+        ModelError: The template, or the processor behind it, fails.
+    """
     import jinja2
 
     try:
@@ -145,7 +167,7 @@ def _apply(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> An
         raise ModelError(f"the chat template fails: {error!s:.500}") from error
 
 
-def _spells_control(tokenizer: Any, messages: list[dict[str, Any]]) -> bool:
+def spells_control(tokenizer: Any, messages: list[dict[str, Any]]) -> bool:
     """Whether a message holds the text of an added token (or transformers' markers), as is or once normalized."""
     words = [word for word in tokenizer.added_tokens_encoder if not word.isspace()]
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -166,7 +188,7 @@ def _refuse_hidden(tokenizer: Any, text: str) -> None:
         raise RequestError(f"a message turns into the control token `{word}` when it is normalized", field="messages")
 
 
-def _check_message(message: object, where: str) -> dict[str, Any]:
+def _check_message(message: object, where: str, *, media: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RequestError(f"`{where}` is a {type(message).__name__}, no object", field=where)
     for key in message:
@@ -181,27 +203,36 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
     content = message.get("content")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return plain
-    plain["content"] = _check_content(content, f"{where}.content")
+    parts = _check_content(content, f"{where}.content", media=media)
+    plain["content"] = parts if media else "".join(part["text"] for part in parts)
     return plain
 
 
-def _check_content(content: object, where: str) -> str:
+def _check_content(content: object, where: str, *, media: bool) -> list[dict[str, Any]]:
     if isinstance(content, str):
-        return content
+        return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
         raise RequestError(f"`{where}` is no text", hint="a string, or a list of text parts", field=where)
-    texts = []
+    parts: list[dict[str, Any]] = []
     for at, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(text, str):
+        if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif media and isinstance(part, Mapping) and kind in MEDIA:
+            parts.append(dict(part))
+        elif media:
+            raise RequestError(
+                f"`{where}[{at}]` is {kind!r}",
+                hint='parts are {"type": "text", "text": "..."}, {"type": "image", "image": ...}, and `audio` and `video`',
+                field=f"{where}[{at}]",
+            )
+        else:
             raise RequestError(
                 f"`{where}[{at}]` is {kind!r}, and this model reads text only",
                 hint='parts are {"type": "text", "text": "..."}',
                 field=f"{where}[{at}]",
             )
-        texts.append(text)
-    return "".join(texts)
+    return parts
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder"]
 
+_CACHES = ("past_key_values", "cache_params")
 _NOT_FINITE = "the model's logits are not finite"
 
 
@@ -52,7 +53,7 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         self._model = model
         accepted = inspect.signature(model.forward).parameters
-        self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
+        self._cache_name = next((name for name in _CACHES if name in accepted), None)
         if self._cache_name is None:
             raise ModelError(f"{type(model).__name__} keeps no cache between tokens: it cannot generate here")
         self._takes_positions = "position_ids" in accepted
@@ -60,6 +61,12 @@ class Decoder:
         self._joinable = self._takes_positions and "attention_mask" in accepted and _has_column_cache(model)
         self._waiting: list[Generation] = []
         self._batches: list[_Batch] = []
+
+    @classmethod
+    def decodes(cls, model: Any) -> bool:
+        """Whether a model is one that this loop can step: its prompt is continued, and it keeps a cache."""
+        accepted = inspect.signature(model.forward).parameters
+        return not model.config.is_encoder_decoder and any(name in accepted for name in _CACHES)
 
     @property
     def joinable(self) -> bool:

@@ -9,30 +9,11 @@ from typing import Any
 
 from modelyard.weights import chat
 from modelyard.weights.generation import DEFAULT_MAX_NEW_TOKENS, GenerationDefaults, GenerationParams
+from modelyard.weights.strategies import active_rules, asked_by
 
 __all__ = ["read_context", "read_defaults"]
 
-# Fields of a generation_config that change what is generated and that the decoding loop does not do.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "penalty_alpha": (None, 0, 0.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0, 0.0),
-    "eta_cutoff": (None, 0, 0.0),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-}
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 def read_defaults(model: Any, tokenizer: Any) -> GenerationDefaults:
@@ -60,21 +41,43 @@ def read_defaults(model: Any, tokenizer: Any) -> GenerationDefaults:
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         listed.add(tokenizer.eos_token_id)
     turn_ends = chat.turn_end_ids(tokenizer) if tokenizer is not None else frozenset()
-    ignored = tuple(name for name, idle in _NOT_DONE.items() if getattr(said, name, None) not in idle)
+    params, strategy = GenerationParams(**values), asked_by(said)
+    encoded = bool(model.config.is_encoder_decoder)
+    new, whole = getattr(said, "max_new_tokens", None), getattr(said, "max_length", None)
+    if new is None and whole is not None and encoded:
+        new = max(1, whole - 1)  # the decoder's first token is no part of the answer
+    source, context = _read_source(model.config) if encoded else (None, read_context(model.config))
     return GenerationDefaults(
-        params=GenerationParams(**values),
+        params=params,
         eos_ids=frozenset(int(item) for item in listed) | turn_ends,
-        max_new_tokens=getattr(said, "max_new_tokens", None) or DEFAULT_MAX_NEW_TOKENS,
-        context=read_context(model.config),
-        ignored=ignored,
+        max_new_tokens=new or DEFAULT_MAX_NEW_TOKENS,
+        context=context,
+        ignored=active_rules(strategy, greedy=params.greedy),
+        max_length=whole if new is None else None,
+        strategy=strategy,
+        encoded=encoded,
+        source=source,
     )
 
 
 def read_context(config: Any) -> int | None:
     """Most tokens that a model of this config takes at once; None where its architecture has no bound."""
-    text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        value = getattr(text, name, None)
+    return _read_size(config.get_text_config(decoder=True), _POSITIONS)
+
+
+def _read_source(config: Any) -> tuple[int | None, int | None]:
+    """Most tokens of an encoder-decoder's prompt, and of its answer with the token that begins it.
+
+    `n_positions` is no bound here: T5 and its kin carry it, and their positions are relative.
+    """
+    encoder, decoder = getattr(config, "encoder", config), getattr(config, "decoder", config)
+    source = _read_size(encoder, ("max_encoder_position_embeddings", "max_position_embeddings"))
+    return source, _read_size(decoder, ("max_decoder_position_embeddings", "max_position_embeddings"))
+
+
+def _read_size(config: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None

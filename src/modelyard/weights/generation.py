@@ -109,8 +109,15 @@ class GenerationDefaults:
         params: Values for what the caller does not give (`GenerationParams`' own where the checkpoint is silent).
         eos_ids: Token ids that end an answer.
         max_new_tokens: Most new tokens where the caller does not say; fewer when less fits the context.
-        context: Most tokens of prompt and answer together; None when the architecture has no bound.
-        ignored: Fields of the checkpoint's generation_config that ask for something this loop does not do.
+        context: Most tokens of prompt and answer together (of the answer alone where an encoder reads the prompt);
+            None when the architecture has no bound.
+        max_length: Most tokens of prompt and answer where the caller does not say how many; None where the checkpoint
+            does not say it so.
+        strategy: Fields of the checkpoint's generation_config beyond these (beams, banned words, ...).
+        ignored: Names of those that change an answer. `Model.generate` does them, by transformers' loop; whoever steps
+            a `Decoder` by itself leaves them out.
+        encoded: Whether an encoder reads the prompt, so that the answer begins with the decoder's own first token.
+        source: Most tokens of a prompt that an encoder reads; None when it has no bound.
     """
 
     params: GenerationParams = field(default_factory=GenerationParams)
@@ -118,6 +125,10 @@ class GenerationDefaults:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     context: int | None = None
     ignored: tuple[str, ...] = ()
+    max_length: int | None = None
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    encoded: bool = False
+    source: int | None = None
 
 
 def resolve_params(given: Mapping[str, Any], defaults: GenerationDefaults) -> GenerationParams:
@@ -152,8 +163,21 @@ def check_context(prompt_tokens: int, params: GenerationParams, defaults: Genera
     wanted, context = params.max_new_tokens, defaults.context
     if prompt_tokens == 0:
         raise RequestError("the prompt is empty: there is nothing to continue", field="prompt")
+    if defaults.encoded:
+        if defaults.source is not None and prompt_tokens > defaults.source:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens and the model's encoder reads {defaults.source}",
+                hint="shorten the prompt",
+                field="prompt",
+                prompt_tokens=prompt_tokens,
+                context=defaults.source,
+            )
+        prompt_tokens = 1  # what stands before the answer is the decoder's first token alone
+    usual = defaults.max_new_tokens
+    if defaults.max_length is not None and defaults.max_length > prompt_tokens:
+        usual = defaults.max_length - prompt_tokens
     if context is None:
-        return wanted if wanted is not None else defaults.max_new_tokens
+        return wanted if wanted is not None else usual
     room = context - prompt_tokens
     if room < 1:
         raise RequestError(
@@ -164,7 +188,7 @@ def check_context(prompt_tokens: int, params: GenerationParams, defaults: Genera
             context=context,
         )
     if wanted is None:
-        return min(defaults.max_new_tokens, room)
+        return min(usual, room)
     if wanted > room:
         raise RequestError(
             f"the prompt has {prompt_tokens} tokens and `max_new_tokens` is {wanted}: "
@@ -201,6 +225,7 @@ class Generation:
         text: The text so far; once over, the whole answer without stop strings.
         finish_reason: `stop` (an ending token or a stop string), `length`, `cancelled`; None while it grows.
         error: Why this answer could not go on, for one row of a batch; it is over then.
+        seed: Where its draws start: the parameters' seed, or a fresh one.
     """
 
     prompt_ids: tuple[int, ...]
@@ -217,6 +242,7 @@ class Generation:
         self._text = TextPieces(self.tokenizer)
         self._stops = StopStrings(self.params.stop)
         self._random: Any = None
+        self.seed = self.params.seed if self.params.seed is not None else secrets.randbits(63)
 
     @property
     def text(self) -> str:
@@ -236,8 +262,7 @@ class Generation:
         import torch
 
         if self._random is None:
-            seed = self.params.seed if self.params.seed is not None else secrets.randbits(63)
-            self._random = torch.Generator().manual_seed(seed)
+            self._random = torch.Generator().manual_seed(self.seed)
         return float(torch.rand((), generator=self._random, dtype=torch.float64))
 
     def take(self, token: int) -> Progress:
@@ -254,7 +279,11 @@ class Generation:
 
     def cancel(self) -> Progress:
         """End the answer as `cancelled`, with what text was held back."""
-        return self._finish("cancelled", (), "")
+        return self.end("cancelled")
+
+    def end(self, reason: FinishReason) -> Progress:
+        """End the answer for a reason that its tokens do not show, with what text was held back."""
+        return self._finish(reason, (), "")
 
     def _finish(self, reason: FinishReason, ids: tuple[int, ...], text: str) -> Progress:
         text += self._stops.close(self._text.flush())

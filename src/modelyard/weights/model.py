@@ -9,24 +9,19 @@ Knows no references and no stores: `version` is set by whoever loaded it from a 
 
 from __future__ import annotations
 
-import gc
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import InternalError, ModelError, RequestError
-from modelyard.weights import chat
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights import chat, completions, vocabulary
+from modelyard.weights.completions import Completion
 from modelyard.weights.decoder import Decoder
 from modelyard.weights.defaults import read_defaults
-from modelyard.weights.footprint import measure
-from modelyard.weights.generation import (
-    FinishReason,
-    Generation,
-    GenerationDefaults,
-    check_context,
-    decode,
-    resolve_params,
-)
+from modelyard.weights.generation import Generation, GenerationDefaults, check_context, resolve_params
+from modelyard.weights.prompts import Prompt, read_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,26 +33,6 @@ Task = str
 
 GENERATING = frozenset({"text-generation", "text2text-generation", "image-text-to-text", "any-to-any"})
 """The tasks whose models answer with text by `generate`."""
-
-Prompt = str | Sequence[Mapping[str, Any]]
-"""Text (one user message where the model has a chat template, else raw text), or a conversation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One whole answer.
-
-    Attributes:
-        text: The answer, without control tokens and without the stop string that ended it.
-        token_ids: Every token that was generated, an ending one included.
-        finish_reason: `stop` or `length`.
-        prompt_tokens: Tokens of the prompt.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
 
 
 class Model:
@@ -103,6 +78,7 @@ class Model:
         self.load_report = load_report
         self.untrained = untrained
         self.adapters = tuple(adapters)
+        self._switching = threading.RLock()
         self._defaults = read_defaults(_core(model), self.tokenizer) if task in GENERATING else None
 
     @property
@@ -113,14 +89,19 @@ class Model:
         return getattr(self.processor, "tokenizer", None)
 
     @property
+    def core(self) -> Any:
+        """The model of transformers itself, whose layers carry the adapters of a PEFT model."""
+        return _core(self._alive())
+
+    @property
     def config(self) -> Any:
         """The configuration of transformers."""
-        return _core(self._alive()).config
+        return self.core.config
 
     @property
     def base_model(self) -> Any:
         """The bare encoder or decoder, without its head; the same with an adapter on it or not."""
-        return _core(self._alive()).base_model
+        return self.core.base_model
 
     @property
     def defaults(self) -> GenerationDefaults:
@@ -129,12 +110,13 @@ class Model:
             raise ModelError(f"`{self.folder}` is a {self.task} model: it generates no text", hint="use `predict`")
         return self._defaults
 
-    def predict(self, inputs: Any, **options: Any) -> Any:
+    def predict(self, inputs: Any, *, adapter: Any = ..., **options: Any) -> Any:
         """What the model says of one input, or of each of a list, as its task's result (`weights.predict.predict`)."""
         from modelyard.weights.predict import predict
 
         self._alive()
-        return predict(self, inputs, **options)
+        with self.computing(adapter):
+            return predict(self, inputs, **options)
 
     def save(self, folder: Path | str) -> Path:
         """Write the model with its preprocessors as a folder that `load` reads (`weights.saving.save`)."""
@@ -144,8 +126,26 @@ class Model:
         return save(self, folder)
 
     def to(self, device: str) -> Model:
-        """Move the weights to `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`; the same model."""
-        self._alive().to(device)
+        """Move the weights to `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`; the same model.
+
+        Raises:
+            RequestError: The device is not here, or the weights are where a device map put them.
+            ModelError: The device has too little memory (`out_of_memory`).
+        """
+        from modelyard.weights.loading.devices import check_device
+
+        device, core = check_device(device), self.core
+        if getattr(core, "hf_device_map", None) and len(set(core.hf_device_map.values())) > 1:
+            raise RequestError(
+                "a device map placed this model, so it does not move as a whole",
+                hint=f'load it again with device="{device}"',
+                field="device",
+            )
+        try:
+            with completions.explained(core):
+                self.model.to(device)
+        except ValueError as error:  # what transformers says of quantized weights that must stay
+            raise RequestError(f"the model does not move: {error!s:.300}", field="device") from error
         return self
 
     def train(self) -> Model:
@@ -160,65 +160,105 @@ class Model:
 
     def num_parameters(self, *, trainable: bool = False) -> int:
         """How many parameters there are, tied ones once and packed ones unpacked; `trainable`: those that train."""
-        return int(_core(self._alive()).num_parameters(only_trainable=trainable))
+        return int(self.core.num_parameters(only_trainable=trainable))
 
     @property
     def footprint(self) -> int:
         """Bytes of all parameters and buffers as they are in memory, quantized ones and shared ones counted as stored."""
-        return measure(self._alive())
+        from modelyard.weights.loading.quantization import footprint
 
-    def generate(self, prompt: Prompt, **params: Any) -> str:
-        """The answer to one prompt.
+        return int(footprint(self._alive()))
+
+    def generate(self, prompt: Prompt, *, adapter: Any = ..., **params: Any) -> str:
+        """The answer to one prompt: new text only.
 
         Args:
-            prompt: Text, or a list of messages. Text is one user message where the model has a chat template.
-            **params: Fields of `GenerationParams`; what is not given comes from the checkpoint's generation_config.
+            prompt: Text, a list of messages (with parts of images, sounds and videos where the model takes them), token
+                ids, or `{"text": ..., "images": [...]}`. Text is one user message where the model has a chat template.
+            adapter: The name of the adapter to answer with, None for the base alone; by default the active one.
+            **params: Fields of `GenerationParams`, and whatever transformers' `generate` takes (`strategies`); what is
+                not given comes from the checkpoint's generation_config. `return_full_text=True` gives the prompt too.
 
         Raises:
             RequestError: A wrong parameter, malformed messages, or more tokens than the context holds.
-            ModelError: The chat template fails, the logits are not finite, or the model was released.
+            ModelError: The chat template fails, the logits are not finite, memory ran out or the model was released.
         """
-        return self.complete([prompt], **params)[0].text
+        found = self.complete([prompt], adapter=adapter, **params)
+        if len(found) > 1:
+            raise RequestError(
+                f"`generate` gives one answer, and `num_return_sequences` is {len(found)}",
+                hint="use `batch_generate([prompt], ...)` or `complete([prompt], ...)`",
+                field="num_return_sequences",
+            )
+        return found[0].text
 
-    def batch_generate(self, prompts: Sequence[Prompt], *, batch_size: int = 32, **params: Any) -> list[str]:
+    def batch_generate(
+        self, prompts: Sequence[Prompt], *, batch_size: int = 32, adapter: Any = ..., **params: Any
+    ) -> list[str]:
         """The answers to many prompts, in their order; each is what `generate` gives with the same parameters."""
-        return [completion.text for completion in self.complete(prompts, batch_size=batch_size, **params)]
+        found = self.complete(prompts, batch_size=batch_size, adapter=adapter, **params)
+        return [completion.text for completion in found]
 
-    def complete(self, prompts: Sequence[Prompt], *, batch_size: int = 32, **params: Any) -> list[Completion]:
-        """As `batch_generate`, with token ids, reasons and counts. At most `batch_size` rows are decoded at a time."""
+    def complete(
+        self, prompts: Sequence[Prompt], *, batch_size: int = 32, adapter: Any = ..., **params: Any
+    ) -> list[Completion]:
+        """As `batch_generate`, with token ids, reasons, counts and the loop that answered.
+
+        At most `batch_size` rows are decoded at a time. With `num_return_sequences` the answers to one prompt follow one
+        another.
+        """
+        self._check_generates()
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise RequestError(
                 "`prompts` is no list of prompts", hint="pass a list, or use `generate`", field="prompts"
             )
         if batch_size < 1:
             raise RequestError(f"`batch_size` is {batch_size}", hint="1 or more", field="batch_size")
-        generations = [self.prepare(prompt, params) for prompt in prompts]
-        for progress in decode(self.decoder(), generations, max_rows=batch_size):
-            _raise_error(progress.generation)
-        return [_completed(generation) for generation in generations]
+        computing = partial(self.computing, adapter)
+        return completions.complete(self, prompts, params, batch_size=batch_size, computing=computing)
 
-    def stream(self, prompt: Prompt, **params: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, *, adapter: Any = ..., **params: Any) -> Iterator[str]:
         """The answer in pieces as they become certain; joined they are what `generate` gives.
 
         A piece never ends inside a character. The arguments are checked when it is called, not when it is first read.
+        Beams and assisted decoding give their answer in one piece.
         """
-        return self._stream(self.prepare(prompt, params))
+        self._check_generates()
+        return completions.stream(self, prompt, params, computing=partial(self.computing, adapter))
+
+    @contextmanager
+    def computing(self, adapter: Any = ...) -> Iterator[None]:
+        """Compute with an adapter (a name, None for the base, ... for the active one) inside the block.
+
+        The switch belongs to the model: calls for different adapters wait for each other.
+
+        Raises:
+            RequestError: The model has no such adapter.
+        """
+        from modelyard.weights.loading import adapters
+
+        with self._switching if self.adapters else nullcontext():
+            if adapter is ...:
+                yield
+            else:
+                with adapters.using(self._alive(), adapter):
+                    yield
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """The token ids of a conversation by the model's own chat template (`chat.render`)."""
-        return chat.render(self.processor, messages, add_generation_prompt=add_generation_prompt)
+        return chat.render(self._tokenizer(), messages, add_generation_prompt=add_generation_prompt)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """The token ids that `generate` would start from."""
-        if not isinstance(prompt, str):
-            return self.render(prompt)
-        if chat.has_template(self.processor):
-            return self.render([{"role": "user", "content": prompt}])
-        return self.tokenize_text(prompt)
+        """The token ids that `generate` would start from, placeholders of media included."""
+        return list(read_prompt(self.processor, self.tokenizer, prompt).ids)
 
     def tokenize_text(self, text: str) -> list[int]:
         """The token ids of raw text, without the chat template."""
-        return chat.encode_text(self.processor, text)
+        return chat.encode_text(self._tokenizer(), text)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of token ids; `RequestError` names an id that the vocabulary does not have."""
+        return vocabulary.detokenize(self._tokenizer(), ids, skip_special=skip_special)
 
     def prepare(
         self, prompt: Prompt | None, params: Mapping[str, Any], *, ids: Sequence[int] | None = None
@@ -227,36 +267,48 @@ class Model:
 
         Args:
             prompt: As `generate` takes it; None when `ids` are given.
-            params: Fields of `GenerationParams`.
+            params: Fields of `GenerationParams`; what only transformers' own loop does (`defaults.ignored`) is left out.
             ids: Token ids of the prompt, instead of `prompt`.
         """
         self._check_decodes()
         resolved = resolve_params(params, self.defaults)
-        prompt_ids = tuple(self.tokenize(prompt) if prompt is not None else _check_ids(ids or (), self.model))
+        prompt_ids = tuple(self.tokenize(prompt) if prompt is not None else ids or ())
+        completions.check_ids(prompt_ids, self.core)
         limit = check_context(len(prompt_ids), resolved, self.defaults)
-        return Generation(prompt_ids, resolved, limit, self.defaults.eos_ids, self.processor)
+        return Generation(prompt_ids, resolved, limit, self.defaults.eos_ids, self.tokenizer)
 
     def decoder(self) -> Decoder:
         """A new decoding loop over this model; it belongs to one thread at a time."""
         self._check_decodes()
-        return Decoder(_core(self.model))
+        return Decoder(self.core)
 
     def release(self) -> None:
-        """Let the weights go and give their memory back to the system; the model answers nothing afterwards."""
-        self.model = None
-        gc.collect()
-        _trim_heap()
+        """Let the weights go and give their memory back to the system; the model answers nothing afterwards.
 
-    def _stream(self, generation: Generation) -> Iterator[str]:
-        for progress in decode(self.decoder(), [generation]):
-            _raise_error(progress.generation)
-            if progress.text:
-                yield progress.text
+        Of accelerators, only the cache of the one that it was on is emptied.
+        """
+        from modelyard.weights.loading.memory import give_back
+
+        device = str(self.model.device) if self.model is not None else "cpu"
+        self.model = None
+        give_back(device)
 
     def _alive(self) -> Any:
         if self.model is None:
             raise ModelError(f"the model of `{self.folder}` was released", hint="load it again")
         return self.model
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ModelError(f"`{self.folder}` is a {self.task} model: it has no tokenizer")
+        return self.tokenizer
+
+    def _check_generates(self) -> None:
+        self._alive()
+        if self._defaults is None:
+            raise ModelError(
+                f"`{self.folder}` is a {self.task} model: it does no text-generation", hint="use `predict`"
+            )
 
     def _check_decodes(self) -> None:
         self._alive()
@@ -267,33 +319,3 @@ class Model:
 def _core(model: Any) -> Any:
     """The model of transformers inside a PEFT model: its layers carry the adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _check_ids(ids: Sequence[int], model: Any) -> Sequence[int]:
-    size = model.get_input_embeddings().weight.shape[0]
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-            raise RequestError(f"the prompt holds the token id {token!r}", hint=f"0 to {size - 1}", field="prompt")
-    return ids
-
-
-def _raise_error(generation: Generation) -> None:
-    if generation.error is not None:
-        raise ModelError(generation.error, hint="the weights or the dtype are at fault; run `yard doctor`")
-
-
-def _completed(generation: Generation) -> Completion:
-    if generation.finish_reason is None:
-        raise InternalError("an answer left the decoding loop unfinished")
-    return Completion(
-        generation.text, tuple(generation.output_ids), generation.finish_reason, len(generation.prompt_ids)
-    )
-
-
-def _trim_heap() -> None:
-    """Give freed pages back: glibc keeps them otherwise, and an unloaded model would still fill the memory."""
-    import ctypes
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

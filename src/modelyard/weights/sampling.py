@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.generation import Generation, GenerationParams
 
-__all__ = ["choose", "keep_likely", "penalize"]
+__all__ = ["choose", "keep_likely", "penalize", "pick"]
 
 _FIRST_LOOK = 256
 """How many of the likeliest tokens are sorted before giving up on not sorting them all."""
@@ -114,7 +114,19 @@ def _draw(logits: Tensor, rows: Sequence[Generation]) -> list[int]:
     params = [row.params for row in rows]
     if any(item.top_k or item.top_p < 1.0 or item.min_p for item in params):
         logits = keep_likely(logits, params)
-    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    at = torch.tensor([[row.draw()] for row in rows], dtype=torch.float64).to(logits.device)
+    return pick(logits, [row.draw() for row in rows])
+
+
+def pick(logits: Tensor, numbers: Sequence[float]) -> list[int]:
+    """One token for each row of `logits`, (rows, vocabulary), by the inverse of its cumulative distribution.
+
+    Args:
+        logits: Float32; -inf where a token may not be drawn.
+        numbers: One in [0, 1) for each row.
+    """
+    import torch
+
+    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(dim=-1)
+    at = torch.tensor(numbers, dtype=torch.float64).unsqueeze(1).to(logits.device)
     found = torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True)
     return [int(token) for token in found.squeeze(-1).tolist()]

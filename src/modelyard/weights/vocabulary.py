@@ -1,0 +1,115 @@
+"""Text to tokens and back, token by token: ids, pieces, where each stands in the text, which are control tokens.
+
+Works on a tokenizer of transformers, a fast one or one of sentencepiece; ids are checked against the vocabulary. Knows
+no model: an id that a tokenizer has and the model's embeddings lack is `yard doctor`'s to find.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights import chat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Piece", "detokenize", "pieces_of", "tokenize", "vocabulary_size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token.
+
+    Attributes:
+        id: Its id.
+        piece: As the vocabulary has it (`Ġcard`, `▁card`, `##ing`).
+        text: What it decodes to by itself; a part of a character is U+FFFD.
+        special: Whether it is a control token, which text of a user never makes.
+        added: Whether it was added to the tokenizer's own vocabulary.
+        start: Where it begins in the text, in characters; None where the tokenizer does not know, or it has no text.
+        end: Where it ends.
+    """
+
+    id: int
+    piece: str
+    text: str
+    special: bool
+    added: bool
+    start: int | None = None
+    end: int | None = None
+
+
+def tokenize(tokenizer: Any, text: str, *, special: bool = True) -> list[Piece]:
+    """The tokens of `text`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        text: Raw text; control tokens that are spelled out in it are control tokens.
+        special: Add the control tokens that the tokenizer frames a text with, such as BOS.
+
+    Raises:
+        RequestError: No text, too long (`chat.MOST_BYTES`), or not valid Unicode.
+    """
+    ids = chat.encode_text(tokenizer, text, special=special)
+    if not getattr(tokenizer, "is_fast", False):
+        return pieces_of(tokenizer, ids)
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    found = pieces_of(tokenizer, encoded["input_ids"])
+    spans = [(start, end) if end > start else None for start, end in encoded["offset_mapping"]]
+    return [_placed(piece, span) for piece, span in zip(found, spans, strict=True)]
+
+
+def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[Piece]:
+    """What each of `ids` is; `RequestError` for one that the vocabulary does not have."""
+    _check(tokenizer, ids)
+    special, added = set(tokenizer.all_special_ids), set(tokenizer.added_tokens_decoder)
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
+    return [
+        Piece(token, str(name), str(text), token in special, token in added)
+        for token, name, text in zip(ids, names, texts, strict=True)
+    ]
+
+
+def detokenize(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False) -> str:
+    """The text of `ids`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        ids: Token ids.
+        skip_special: Leave control tokens out.
+
+    Raises:
+        RequestError: An id that the vocabulary does not have; the message names it and the vocabulary's size.
+    """
+    _check(tokenizer, ids)
+    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the highest id: a vocabulary may have holes."""
+    return int(max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])) + 1
+
+
+def _placed(piece: Piece, span: tuple[int, int] | None) -> Piece:
+    if span is None:
+        return piece
+    return Piece(piece.id, piece.piece, piece.text, piece.special, piece.added, *span)
+
+
+def _check(tokenizer: Any, ids: Sequence[int]) -> None:
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise ModelError(f"a {type(tokenizer).__name__} is no tokenizer")
+    size = vocabulary_size(tokenizer)
+    for at, token in enumerate(ids):
+        whole = isinstance(token, int) and not isinstance(token, bool)
+        if not whole or not 0 <= token < size or tokenizer.convert_ids_to_tokens(token) is None:
+            raise RequestError(
+                f"the vocabulary has no token {token!r} (number {at + 1} of {len(ids)}); its size is {size}",
+                hint=f"ids are 0 to {size - 1}",
+                field="ids",
+                vocabulary=size,
+            )
