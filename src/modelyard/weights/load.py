@@ -177,27 +177,28 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
     if options.compile:
         compiled.check_compiler(options.device)
     path = sources.locate(source, options)
-    if path.is_file():
-        return _load_gguf(path, options)
-    adapter = sources.read_adapter(path)
+    adapter = sources.read_adapter(path) if path.is_dir() else None
     if adapter is None and options.base is not None:
         raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
     root = path if adapter is None else sources.find_base(path, adapter, options.base)
     folders = _adapter_folders(path, adapter, options)
     for folder in dict.fromkeys((root, path, *folders.values())):
-        check_weights(FolderFiles(folder))
+        if folder.is_dir():
+            check_weights(FolderFiles(folder))
     with loading():
-        built, plan, model, processor = _assemble(path, root, folders, options, observe)
+        built, plan, model, processor = (
+            _assemble_gguf(root, folders, options)
+            if root.is_file()
+            else _assemble(path, root, folders, options, observe)
+        )
     allowed = {**built.allowed, **_audit(path, model, built, options, observe)}
     if options.compile:
         model = compiled.compile_model(model, device=options.device)
-    report = LoadReport(
-        built.split.added, built.split.dropped, allowed, built.casts, options.seed, time.perf_counter() - started
-    )
     if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
+    seconds = time.perf_counter() - started
     return Model(
         model,
         processor,
@@ -206,7 +207,7 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         base=root if adapter is not None else None,
         threads=options.threads,
         plan=plan,
-        load_report=report,
+        load_report=LoadReport(built.split.added, built.split.dropped, allowed, built.casts, options.seed, seconds),
         untrained=built.untrained,
         adapters=tuple(folders),
     )
@@ -284,13 +285,17 @@ def _check_device(device: str) -> str:
     return check_device(device)
 
 
-def _load_gguf(path: Path, options: LoadOptions) -> Model:
-    from modelyard.weights.loading import gguf_model
+def _assemble_gguf(path: Path, folders: Mapping[str, Path], options: LoadOptions) -> tuple[Built, LoadPlan, Any, Any]:
+    """As `_assemble`, of a .gguf file."""
+    from modelyard.weights.loading import building, gguf_model
 
-    load_gguf: Any = gguf_model.load_gguf
-    with loading():
-        task, model, processor = load_gguf(path, options)
-    return Model(model, processor, task, path, threads=options.threads)
+    task, model, processor = gguf_model.load_gguf(path, options)
+    plan = gguf_model.plan_gguf(path, options)
+    built = building.take(model, task, model.dtype, {name: cast.tensors for name, cast in plan.casts.items()})
+    if folders:
+        model = _attach(model, task, folders, options)
+    model.train(options.training)
+    return built, plan, model, processor
 
 
 def _adapter_folders(path: Path, adapter: Mapping[str, Any] | None, options: LoadOptions) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from modelyard.weights.audit import audit_keys, audit_ties
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
-from modelyard.weights.loading.classes import choose
+from modelyard.weights.loading.classes import Choice, choose
 from modelyard.weights.loading.configs import label_config, load_config
 from modelyard.weights.loading.heads import Split, module_names, split
 from modelyard.weights.loading.lock import seeded
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from modelyard.weights.loading.classes import Choice
     from modelyard.weights.loading.options import LoadOptions
     from modelyard.weights.loading.plan import LoadPlan
 
-__all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw"]
+__all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw", "take"]
 
 _TASK_TYPES = {
     "CAUSAL_LM": "text-generation",
@@ -161,7 +160,8 @@ def _read(folder: Path, options: LoadOptions, choice: Choice, plan: LoadPlan, dt
     offload = devices.find_offload_folder(options.offload_folder, plan.places)
     if offload is not None:
         more["offload_folder"] = str(offload)
-    model, info = choice.cls.from_pretrained(
+    model, info = _from_pretrained(
+        choice.cls,
         folder,
         config=choice.config,
         dtype=dtype,
@@ -169,12 +169,37 @@ def _read(folder: Path, options: LoadOptions, choice: Choice, plan: LoadPlan, dt
         trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they come back with names, and the audit refuses them
-        output_loading_info=True,
         **more,
     )
     if offload is not None and options.offload_folder is None:
         devices.keep_while(model, offload)
     return model, info
+
+
+def _from_pretrained(cls: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of its load."""
+    import transformers
+
+    base: Any = transformers.PreTrainedModel
+    if cls.from_pretrained.__func__ is base.from_pretrained.__func__:
+        model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+        return model, info
+    # A class with a `from_pretrained` of its own may break on the pair that `output_loading_info` makes of its model (the
+    # decision models do): its report is taken where it is made. The caller holds `LOADING`, so nobody else sees the hook.
+    reports: list[dict[str, Any]] = []
+    finish = cls._finalize_model_loading
+
+    def finish_and_keep(*args: Any, **kwargs: Any) -> Any:
+        report = finish(*args, **kwargs)
+        reports.append(report.to_dict())
+        return report
+
+    cls._finalize_model_loading = staticmethod(finish_and_keep)
+    try:
+        model = cls.from_pretrained(folder, **options)
+    finally:
+        del cls._finalize_model_loading
+    return model, reports[-1]
 
 
 @contextmanager
@@ -198,6 +223,12 @@ def draw(choice: Choice, dtype: Any, seed: int, label: Path | str, *, attention:
     model.eval()
     mark = Untrained("random", seed, None, fingerprint(model.state_dict(), None))
     return Built(model, choice, dtype, Split((), (), (), (), ()), {}, mark)
+
+
+def take(model: Any, task: str, dtype: Any, casts: dict[str, int]) -> Built:
+    """A model that somebody else read and checked."""
+    choice = Choice(type(model), task, model.config, type(model))
+    return Built(model, choice, dtype, Split((), (), (), (), ()), casts=casts)
 
 
 def adapter_hints(folders: Mapping[str, Path]) -> Hints:
