@@ -79,15 +79,26 @@ def test_missing_tensors(folder: Path) -> None:
 
 
 def test_one_layer_too_many_in_the_config(folder: Path) -> None:
-    """A configuration with another layer than the weights misses that layer's tensors."""
+    """A configuration with another layer than the weights is an error that says both numbers."""
     change(folder, num_hidden_layers=3)
-    assert codes(folder) == ["missing_tensors"]
+    (found,) = diagnose(FolderFiles(folder))
+    assert (found.level, found.code) == ("error", "layer_count")
+    assert "makes 3 layers" in found.message
+    assert "the weights hold 2" in found.message
 
 
 def test_one_layer_too_few_in_the_config(folder: Path) -> None:
-    """Tensors without a place in the architecture are a warning."""
+    """Whole layers that the configuration does not count are a warning."""
     change(folder, num_hidden_layers=1)
-    assert codes(folder) == ["unexpected_tensors"]
+    assert codes(folder) == codes(folder, "warning") == ["layer_count"]
+
+
+def test_tensor_without_a_place(folder: Path) -> None:
+    """A tensor that the architecture does not have is a warning that names it."""
+    rewrite(folder, lambda tensors: tensors | {"model.extra.weight": np.zeros(3, np.float32)})
+    (found,) = diagnose(FolderFiles(folder))
+    assert (found.level, found.code) == ("warning", "unexpected_tensors")
+    assert "model.extra.weight" in found.message
 
 
 def test_wrong_shape(folder: Path) -> None:

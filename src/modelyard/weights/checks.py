@@ -18,7 +18,7 @@ from modelyard.weights.headers import Header, read_header
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_config", "check_index", "check_model", "check_weights", "read_json"]
+__all__ = ["as_path", "check_config", "check_index", "check_model", "check_weights", "read_json"]
 
 _JSON_LIMIT = 64 << 20
 _IMPLEMENTATION_KEYS = (
@@ -45,7 +45,7 @@ def check_weights(files: Files) -> None:
         if content == "pickle":
             raise PickleError(
                 f"`{label}` is a pickle, which can run any code when it is loaded",
-                hint=f"convert it in isolation: yard convert {_as_path(files.label)} --to ./OUT",
+                hint=f"convert it in isolation: yard convert {as_path(files.label)} --to ./OUT",
             )
         if content in {"lfs-pointer", "archive"} or (content == "html" and name.endswith((".safetensors", ".json"))):
             refuse_content(content, label)
@@ -206,8 +206,12 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
     return parsed
 
 
-def _as_path(label: str) -> str:
-    """A folder as the command line takes it: a path begins with `/`, `./`, `../` or `~`."""
+def as_path(label: str) -> str:
+    """A folder as the command line takes it: a path begins with `/`, `./`, `../` or `~`.
+
+    >>> as_path("model"), as_path("../model")
+    ('./model', '../model')
+    """
     return label if label.startswith(("/", "./", "../", "~")) else f"./{label}"
 
 

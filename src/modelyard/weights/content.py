@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Content", "identify", "identify_bytes", "refuse_content"]
 
-Content = Literal["empty", "safetensors", "lfs-pointer", "html", "pickle", "archive", "gguf", "other"]
+Content = Literal[
+    "empty", "safetensors", "lfs-pointer", "html", "pickle", "archive", "gguf",
+    "hdf5", "msgpack", "onnx", "tflite", "other",
+]  # fmt: skip
+"""What a file can be. The last but `other` are weights of other libraries (`hdf5` and `msgpack`: of TensorFlow and Flax, often)."""
 
 HEAD = 4096
 _ARCHIVES = (
@@ -40,6 +44,7 @@ _ARCHIVES = (
 _STARTS: Mapping[Content, tuple[bytes, ...]] = {
     "lfs-pointer": (b"version https://git-lfs",),
     "gguf": (b"GGUF",),
+    "hdf5": (b"\x89HDF\r\n\x1a\n",),
     "archive": _ARCHIVES,
 }
 _PAGES = (b"<!doctype html", b"<html", b"<head")
@@ -68,14 +73,14 @@ def identify_bytes(head: bytes) -> Content:
     # First of all: the length of a safetensors header may begin like a pickle does (640 is 80 02).
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
-    for content, starts in _STARTS.items():
-        if head.startswith(starts):
-            return content
+    known = next((content for content, starts in _STARTS.items() if head.startswith(starts)), None)
+    if known is not None:
+        return known
     if head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
         return "html"
     if head[257:262] == b"ustar":
         return "archive"
-    return "pickle" if _is_pickle(head) else "other"
+    return "pickle" if _is_pickle(head) else _foreign(head)
 
 
 def refuse_content(content: Content, label: str) -> None:
@@ -104,6 +109,26 @@ def refuse_content(content: Content, label: str) -> None:
         )
     if content == "archive":
         raise ModelError(f"`{label}` is an archive; a model is plain files", code="archive", hint="unpack it first")
+
+
+def _foreign(head: bytes) -> Content:
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    return "msgpack" if _is_msgpack(head) else "onnx" if _is_onnx(head) else "other"
+
+
+def _is_msgpack(head: bytes) -> bool:
+    """Whether it begins as a map whose first key is a word: what Flax writes, and no text begins so."""
+    start = 1 if 0x81 <= head[0] <= 0x8F else 3 if head[0] == 0xDE else 0
+    if not start or len(head) < start + 2 or not 0xA1 <= head[start] <= 0xBF:
+        return False
+    key = head[start + 1 : start + 1 + (head[start] & 0x1F)]
+    return key.isascii() and key.decode("ascii").isprintable()
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether it begins as a `ModelProto`: its version (field 1, a small number), then one of its fields 2 to 8."""
+    return len(head) > 3 and head[0] == 0x08 and 1 <= head[1] <= 64 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
 
 
 def _is_pickle(head: bytes) -> bool:
