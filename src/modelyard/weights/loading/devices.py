@@ -181,7 +181,7 @@ def resolve_map(
     places = {str(name): _check_place(place, "device_map") for name, place in device_map.items()}
     _check_names(places, meta_model)
     _check_coverage(places, meta_model)
-    return _with_buffers(_split(places, meta_model), meta_model)
+    return _with_buffers(_with_ties(_split(places, meta_model), meta_model), meta_model)
 
 
 def main_device(places: Mapping[str, Place]) -> str:
@@ -354,6 +354,33 @@ def _split(places: dict[str, Place], model: Any) -> dict[str, Place]:
     for name in sorted(places, key=lambda item: (item.count("."), item)):
         if not any(_lies_in(name, outer) for outer in places if outer != name):
             place(name, places[name])
+    return made
+
+
+def _with_ties(places: dict[str, Place], model: Any) -> dict[str, Place]:
+    """Tied weights are one tensor: where one of them is in memory, so is the other, and nothing is read for it twice.
+
+    Left on the disk apart from its partner, a tied weight would be looked for in files that do not hold it.
+    """
+    made = dict(places)
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, partner in tied.items():
+        sides = {side: _holder(side, made) for side in (name, partner)}
+        found = {made[holder] for holder in sides.values() if holder is not None}
+        if len(found) != 2 or "disk" not in found:
+            continue
+        # Into memory where that moves nothing else with it, else onto the disk.
+        alone = [holder for side, holder in sides.items() if holder == side.rpartition(".")[0]]
+        if not alone:
+            raise RequestError(
+                f"`device_map` puts only one of `{name}` and `{partner}` on the disk, and they are one tensor",
+                code="split_tie",
+                hint="give the modules of both the same place",
+                field="device_map",
+                tied=[name, partner],
+            )
+        moved = next((holder for holder in alone if made[holder] == "disk"), alone[0])
+        made[moved] = next(place for place in found if place != made[moved])
     return made
 
 

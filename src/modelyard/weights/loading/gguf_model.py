@@ -207,8 +207,9 @@ def _left_over(header: GgufHeader, model: Any) -> list[str]:
     kind = model.config.model_type
     if kind in mapping.GGUF_ARCHS:
         return []  # the newer loader reports them itself
-    processor = legacy.TENSOR_PROCESSORS.get(_WRITTEN.get(kind, kind), legacy.TensorProcessor)
-    known: Any = legacy.get_gguf_hf_weights_map(model, processor(config={}))
+    processor: Any = legacy.TENSOR_PROCESSORS.get(_WRITTEN.get(kind, kind), legacy.TensorProcessor)
+    names_of: Any = legacy.get_gguf_hf_weights_map
+    known = names_of(model, processor(config={}))
     # Fused experts and the like are told by their processor's own patterns, which only it can say.
     own = processor is legacy.TensorProcessor or processor.process is legacy.TensorProcessor.process
     names = [tensor.name for tensor in header.tensors if tensor.name not in known and tensor.name not in _COMPUTED]

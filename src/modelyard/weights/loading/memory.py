@@ -76,7 +76,7 @@ def free_bytes(device: str) -> int:
     if kind in {"cuda", "xpu"}:
         module: Any = getattr(torch, kind)
         return int(module.mem_get_info(device)[0])
-    import psutil
+    import psutil  # type: ignore[import-untyped]  # publishes no types
 
     free = int(psutil.virtual_memory().available)
     left = _group_left()

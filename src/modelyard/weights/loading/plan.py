@@ -106,9 +106,10 @@ def plan_load(source: Path | str, **options: Any) -> LoadPlan:
     """
     from modelyard.weights.checks import check_weights
     from modelyard.weights.load import accept_options
-    from modelyard.weights.loading import classes, configs, sources
+    from modelyard.weights.loading import building, sources
     from modelyard.weights.loading.options import LoadOptions
 
+    quantization.quiet_imports()
     known = {item.name for item in fields(LoadOptions)}
     given = {name: value for name, value in options.items() if name in known}
     yesterday = {name: value for name, value in options.items() if name not in known}
@@ -119,16 +120,15 @@ def plan_load(source: Path | str, **options: Any) -> LoadPlan:
 
         return gguf_model.plan_gguf(path, accepted)
     adapter = sources.read_adapter(path)
+    if adapter is None and accepted.base is not None:
+        raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
     root = path if adapter is None else sources.find_base(path, adapter, accepted.base)
     folders = {"default": path} if adapter is not None else {}
     folders |= accepted.adapters or {}
     for folder in dict.fromkeys((root, *folders.values())):
         check_weights(FolderFiles(folder))
-    own = configs.load_config(root)
-    config = configs.load_config(root, **(accepted.config or {}))
-    config = configs.label_config(config, accepted.num_labels, accepted.id2label)
-    choice = classes.choose(config, str(root), task=accepted.task, model_class=accepted.model_class)
-    return make_plan(root, accepted, choice, own_config=own, source=path, adapters=folders)
+    decision = building.decide(root, accepted, building.adapter_hints(folders))
+    return make_plan(root, accepted, decision.choice, own_config=decision.stored, source=path, adapters=folders)
 
 
 def make_plan(
@@ -222,7 +222,8 @@ def build_meta(
     with loading(), translated(cls.__name__):
         from transformers.utils.generic import ContextManagers
 
-        quantizer, config, _ = get_hf_quantizer(config, quantization, None, True, {})
+        choose: Any = get_hf_quantizer
+        quantizer, config, _ = choose(config, quantization, None, True, {})
         with ContextManagers(cls.get_init_context(dtype, quantizer is not None, False, False)):
             model = cls(config)
             if quantizer is not None:

@@ -179,15 +179,19 @@ def apply_after(model: Any, quantization: object) -> Any:
     if quantization != "int8-dynamic":
         return model
     import torch
-    from torch.ao.quantization import quantize_dynamic
+    from torch.ao import quantization as library
 
-    if not any(type(module) is torch.nn.Linear for module in model.modules()):
+    # The factors of an adapter stay as they are: PEFT asks them for their dtype.
+    names = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in name]
+    if not names:
         raise ModelError("the model has no linear layer that `int8-dynamic` could quantize", code="no_linear_layers")
+    quantize: Any = library.quantize_dynamic
     with warnings.catch_warnings():
         # Deprecated in torch 2.10 for torchao, which on a CPU is slower without a compiler; a test pins that it works.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*is deprecated.*", category=UserWarning)
-        quantized = quantize_dynamic(model.float(), {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+        warnings.filterwarnings("ignore", message=".*deprecated.*", category=UserWarning)
+        spec = dict.fromkeys(names, library.default_dynamic_qconfig)
+        quantized = quantize(model.float(), spec, dtype=torch.qint8, inplace=True)
     return quantized.eval()
 
 
