@@ -204,12 +204,17 @@ def show(reference: str, home: Home, as_json: bool) -> None:
     version = yard.resolve(reference)
     refs = [ref.name for ref in yard.refs(version.repo_text) if ref.version == version.id]
     reports = yard.reports(version)
+    untrained = yard.untrained(version)
     if as_json:
-        output.json_object({**version.to_dict(), "refs": refs, "reports": [_report_json(report) for report in reports]})
+        plain = {**version.to_dict(), "refs": refs, "reports": [_report_json(report) for report in reports]}
+        marked = {"kind": untrained.kind, "tensors": untrained.tensors, "seed": untrained.seed} if untrained else None
+        output.json_object({**plain, "untrained": marked})
         return
     output.data(f"{version.name}  {version.kind or version.repo_type}")
     output.data(f"id        {version.id}")
     output.data(f"created   {version.created_at:%Y-%m-%d %H:%M} UTC by {version.author}")
+    if untrained is not None:
+        output.data(f"untrained {untrained.describe()}: neither promoted nor served until it is trained")
     if refs:
         output.data(f"refs      {', '.join(refs)}")
     if version.message:

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from modelyard.registry import links as _links
     from modelyard.registry import loading as _loading
     from modelyard.registry import recency as _recency
+    from modelyard.registry import untrained as _untrained
     from modelyard.registry import verified as _verified
     from modelyard.registry.context import Context
     from modelyard.registry.model import Version
     from modelyard.weights.model import Model
+    from modelyard.weights.untrained import Untrained
 else:
     _checkout = deferred("checkout")
     _leases = deferred("leases")
@@ -35,6 +37,7 @@ else:
     _links = deferred("links")
     _loading = deferred("loading")
     _recency = deferred("recency")
+    _untrained = deferred("untrained")
     _verified = deferred("verified")
 
 
@@ -117,6 +120,13 @@ class Delivery:
     def base_of(self, version: str | Version) -> Version:
         """The model that an adapter was fine-tuned on, by its `finetuned` edge."""
         return _lineage.adapter_base(self._context, _resolve(self._context, version))
+
+    def untrained(self, version: str | Version) -> Untrained | None:
+        """What of a version nobody trained, by the mark in its config.json while that is still true; None for nothing.
+
+        Such a version is neither promoted nor served.
+        """
+        return _untrained.find(self._context, _resolve(self._context, version))
 
     def load(
         self,

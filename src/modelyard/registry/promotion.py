@@ -24,6 +24,7 @@ from modelyard.registry.names import check_ref_name
 from modelyard.registry.reference import RepoType, repo_of
 from modelyard.registry.reports import of_record
 from modelyard.registry.resolve import find_repo, record_of
+from modelyard.registry.untrained import refuse_untrained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ def promote(context: Context, reference: str | Version, to: str, expect: str | V
     _check_holder(record.repo, to, holder, expected)
     if holder is not None and holder.version_seq == record.seq:
         return _unmoved(record, to)
+    refuse_untrained(context, version_of(record), to)
     verdict = judge(context, record, to, holder)
     with _whole(context, record), context.change("promote.committed") as tx:
         now = _holder(tx.connection, record.repo, to)

@@ -268,7 +268,8 @@ class Yard(Delivery, Work, Upkeep, Exchange):
                 that was there when this call began, which is the incumbent that the gate was judged against.
 
         Raises:
-            GateRefusedError: The gate does not pass; `details["verdict"]` says why.
+            GateRefusedError: The gate does not pass; `details["verdict"]` says why. `untrained`: it holds weights that
+                nobody trained, with a gate or without.
             ConflictError: Somebody else moved the alias; `details["holder"]` is the winner.
             IntegrityError: A file of the version is missing in the store.
         """

@@ -42,12 +42,13 @@ def prepare(yard: Yard, version: Version) -> Source:
     """The folders of a version, every byte verified now, with its base's for an adapter.
 
     Raises:
-        ModelError: The version holds no model.
+        ModelError: The version holds no model; `untrained`: it holds weights that nobody trained.
         NotFoundError: It is an adapter whose base is not in this yard.
         IntegrityError: A stored file is not what its digest says.
     """
     if version.repo_type != "model" or version.kind is None:
         raise ModelError(f"`{version.name}` holds no model that could be served")
+    _refuse_untrained(yard, version)
     weights = weights_size(version)
     base = None
     if version.kind == "adapter":
@@ -55,6 +56,18 @@ def prepare(yard: Yard, version: Version) -> Source:
         weights += weights_size(origin)
         base = yard.folder(origin)
     return Source(yard.folder(version), base, weights)
+
+
+def _refuse_untrained(yard: Yard, version: Version) -> None:
+    """Nobody is answered from weights that were drawn at random."""
+    found = yard.untrained(version)
+    if found is not None:
+        raise ModelError(
+            f"`{version.name}` is not served: it holds weights that nobody trained: {found.describe()}",
+            hint=f"train it, and serve what comes out; to try it: yard generate {version.name} PROMPT",
+            code="untrained",
+            tensors=list(found.tensors) if found.tensors is not None else None,
+        )
 
 
 def weights_size(version: Version) -> int:
