@@ -47,13 +47,13 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     renamed = _rename(model, shapes)
     unexpected, mismatched = [], []
-    for name, (target, converted) in renamed.items():
+    for name, (target, converted, _) in renamed.items():
         if target not in expected:
             if not _ignored(name, model, "_keys_to_ignore_on_load_unexpected"):
                 unexpected.append(name)
         elif not converted and expected[target] != shapes[name]:
             mismatched.append((name, shapes[name], expected[target]))
-    given = {target for target, _ in renamed.values()}
+    given = {each for target, _, others in renamed.values() for each in (target, *others)}
     missing = [
         name
         for name in expected
@@ -96,8 +96,8 @@ def build_without_memory(config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
-    """Disk name -> (the model's name, whether tensors are also reshaped or joined on the way)."""
+def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool, tuple[str, ...]]]:
+    """Disk name -> (the model's name, whether tensors are also reshaped or joined on the way, what else is cut from it)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -110,8 +110,18 @@ def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if target not in state and name in state:
             target, pattern = name, None
-        made[name] = (target, pattern is not None)
+        made[name] = (target, pattern is not None, _siblings(target, pattern, converters))
     return made
+
+
+def _siblings(target: str, pattern: str | None, converters: Iterable[Any]) -> tuple[str, ...]:
+    """The other tensors of the model where one on disk is cut into several (a fused qkv, gate and up)."""
+    for converter in converters:
+        if pattern is not None and pattern in converter.source_patterns and len(converter.target_patterns) > 1:
+            first, *others = (each.strip("^$") for each in converter.target_patterns)
+            if first in target:
+                return tuple(target.replace(first, other, 1) for other in others)
+    return ()
 
 
 def _ignored(name: str, model: Any, attribute: str) -> bool:

@@ -35,7 +35,11 @@ def examine_settings(case: Case, vocabulary: Vocabulary | None) -> Iterator[Find
     if case.task.preprocessor == "tokenizer" and not has_tokenizer(case):
         what = "there is no tokenizer, so text cannot be given to it"
         yield make("no_tokenizer", what, "copy the tokenizer files of its base beside the weights")
-    if case.task.preprocessor in _WHAT and case.task.modality != "text" and not case.names & _PREPROCESSORS:
+    parts = any(isinstance(case.config.get(part), dict) for part in ("vision_config", "audio_config"))
+    wanted = case.task.preprocessor in _WHAT and case.task.modality != "text"
+    if case.task.modality == "multimodal" and not parts and has_tokenizer(case):
+        wanted = False  # a task of several kinds of input, and a model that reads text
+    if wanted and not case.names & _PREPROCESSORS:
         what = f"there is no {_WHAT[case.task.preprocessor].removeprefix('an ').removeprefix('a ')}: no {case.task.modality} can be given to it"
         yield make("no_preprocessor", what, "copy preprocessor_config.json of its base beside the weights")
     yield from _labels(case)

@@ -92,7 +92,7 @@ class _Words:
 def has_tokenizer(case: Case) -> bool:
     """Whether the files of a tokenizer are there; some kinds need nothing but their configuration."""
     named = str(case.tokenizer_config.get("tokenizer_class", ""))
-    spoken = any(name.endswith((".tiktoken", ".spm")) for name in case.names)
+    spoken = any(name.endswith((".tiktoken", ".spm", "spm_char.model")) for name in case.names)
     return bool(case.names & _FILES) or spoken or named.startswith(_WITHOUT_FILES)
 
 
