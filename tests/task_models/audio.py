@@ -217,7 +217,7 @@ def save_whisper(folder: Path) -> Path:
         pad_token_id=end,
         decoder_start_token_id=ids("<|startoftranscript|>"),
         max_length=24,
-        suppress_tokens=[],
+        suppress_tokens=ids(WHISPER_SPECIAL[1:10]),
         begin_suppress_tokens=[end],
         is_multilingual=True,
         lang_to_id={"<|en|>": ids("<|en|>"), "<|fr|>": ids("<|fr|>")},
@@ -280,7 +280,12 @@ def save_speech_to_text(folder: Path) -> Path:
             max_target_positions=20,
             max_length=12,
         )
-        return save(folder, "Speech2TextForConditionalGeneration", values, processor)
+        save(folder, "Speech2TextForConditionalGeneration", values, processor)
+        generation: Any = transformers.GenerationConfig(
+            bos_token_id=0, eos_token_id=2, pad_token_id=1, decoder_start_token_id=2, max_length=12
+        )
+        generation.save_pretrained(folder)
+        return folder
 
 
 def save_moonshine(folder: Path) -> Path:
@@ -306,7 +311,7 @@ def save_moonshine(folder: Path) -> Path:
     make: Any = transformers.Wav2Vec2Processor
     save(folder, "MoonshineForConditionalGeneration", values, make(waves(do_normalize=False), tokenizer))
     generation: Any = transformers.GenerationConfig(
-        bos_token_id=0, eos_token_id=1, pad_token_id=1, decoder_start_token_id=0, max_length=12
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, decoder_start_token_id=0, max_length=12, suppress_tokens=[0]
     )
     generation.save_pretrained(folder)
     return folder
@@ -323,7 +328,10 @@ def _parakeet_processor(kind: str) -> Any:
     backend.decoder = decoders.ByteLevel()
     make_tokens: Any = transformers.ParakeetTokenizer
     tokenizer = make_tokens(
-        tokenizer_object=backend, unk_token="<unk>", pad_token="<blank>" if kind == "ctc" else "<pad>"
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<blank>" if kind == "ctc" else "<pad>",
+        additional_special_tokens=["<blank>"],
     )
     make_features: Any = transformers.ParakeetFeatureExtractor
     features = make_features(feature_size=16, sampling_rate=RATE)
@@ -333,6 +341,8 @@ def _parakeet_processor(kind: str) -> Any:
 
 def _parakeet(kind: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
+        import transformers
+
         processor = _parakeet_processor(kind)
         size = len(processor.tokenizer)
         values: dict[str, Any] = {"vocab_size": size, "encoder_config": ENCODER}
@@ -342,7 +352,11 @@ def _parakeet(kind: str) -> Callable[[Path], Path]:
             values |= {"decoder_hidden_size": 16, "num_decoder_layers": 1, "max_symbols_per_step": 3}
             values |= {"pad_token_id": 1, "blank_token_id": size - 1}
         name = kind.upper()
-        return save(folder, f"ParakeetFor{name}", config(f"Parakeet{name}Config", **values), processor)
+        save(folder, f"ParakeetFor{name}", config(f"Parakeet{name}Config", **values), processor)
+        if kind != "ctc":
+            generation: Any = transformers.GenerationConfig(decoder_start_token_id=size - 1, pad_token_id=1)
+            generation.save_pretrained(folder)
+        return folder
 
     return write
 
@@ -480,9 +494,9 @@ ARCHITECTURES: dict[str, dict[str, Callable[[Path], Path]]] = {
     },
     "audio-frame-classification": {
         "wav2vec2": _family("Wav2Vec2", "Wav2Vec2ForAudioFrameClassification", labels=True),
-        "wavlm": _family("WavLM", "WavLMForAudioFrameClassification", labels=True),
+        "unispeech-sat": _family("UniSpeechSat", "UniSpeechSatForAudioFrameClassification", labels=True),
     },
-    "audio-xvector": {"wav2vec2": _xvector("Wav2Vec2"), "wavlm": _xvector("WavLM")},
+    "audio-xvector": {"wav2vec2": _xvector("Wav2Vec2"), "unispeech-sat": _xvector("UniSpeechSat")},
     "text-to-audio": {"vits": save_vits},
     "text-to-spectrogram": {"speecht5": save_speecht5},
     "audio-tokenization": {"dac": save_dac},

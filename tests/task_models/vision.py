@@ -53,8 +53,9 @@ def save(folder: Path, name: str, config: Any, *preprocessors: Any) -> Path:
     model: Any = getattr(transformers, name)(config)
     with torch.no_grad():  # the usual 0.02 makes every output nearly equal, and wrong code would pass
         for values in model.parameters():
-            if values.ndim > 1 and values.std() < 0.1:
-                values.mul_(4)
+            if values.ndim > 1 and 0 < values.std() < 0.1:
+                wide = values.shape[0] > 1  # else a table of positions
+                values.mul_((values[0].numel() ** -0.5 if wide else 0.5) / values.std())
     model.eval().save_pretrained(folder)
     for preprocessor in preprocessors:
         preprocessor.save_pretrained(folder)
@@ -450,7 +451,7 @@ ARCHITECTURES: dict[str, dict[str, Callable[[Path], Path]]] = {
     "normal-estimation": {"sapiens2": _sapiens("Sapiens2ForNormalEstimation")},
     "pointmap-estimation": {
         "sapiens2": _sapiens(
-            "Sapiens2ForPointmapEstimation", scale_conv_out_channels=[8, 8], scale_final_hidden_sizes=[8, 8]
+            "Sapiens2ForPointmapEstimation", scale_conv_out_channels=[8], scale_final_hidden_sizes=[8, 8]
         )
     },
     "pose-estimation": {"vitpose": save_vitpose},
@@ -480,6 +481,7 @@ def trimap(width: int = 40, height: int = 30) -> np.ndarray:
 
 
 SAMPLES: dict[str, Any] = {task: picture() for task in ARCHITECTURES} | {
+    "depth-estimation": picture(48, 40),
     "pose-estimation": {"image": picture(), "boxes": [(2.0, 3.0, 30.0, 28.0)]},
     "image-matting": {"image": picture(), "trimap": trimap()},
     "keypoint-matching": {"image": picture(), "other": picture(seed=1)},

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.predict.audio_ctc import transcribe_ctc
 from modelyard.weights.predict.audio_inputs import prepare_sound, read_sound
-from modelyard.weights.predict.batching import running, to_device
+from modelyard.weights.predict.batching import to_device
 from modelyard.weights.predict.encoding import core, find_tokenizer
 from modelyard.weights.predict.media_results import Chunk, Transcript
-from modelyard.weights.predict.vision_inputs import Prepared, find_part, grouped, preparing, stack, tensors_of
+from modelyard.weights.predict.vision_inputs import (
+    Prepared,
+    find_part,
+    generating,
+    grouped,
+    preparing,
+    stack,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     from modelyard.weights.media import Audio
@@ -109,7 +117,7 @@ def _transcribe_seq2seq(
     found: dict[int, Transcript] = {}
     for batch in grouped(items, options.batch_size):
         inputs = stack(batch)
-        with running(model):
+        with generating(model):
             made = core(model.model).generate(**to_device(model, inputs), **_limits(chosen))
         written = made if hasattr(made, "shape") else made.sequences
         if not core(model.model).config.is_encoder_decoder and "input_ids" in inputs:
@@ -157,7 +165,7 @@ def _run_whisper(model: Model, batch: list[Prepared], chosen: HearOptions) -> di
             "this model knows one language", hint="leave out `language` and `translate`", field="language"
         )
     timed = chosen.timestamps is not None or bool(batch[0].note)
-    with running(model), preparing(model, batch[0].row):
+    with generating(model):
         made = inner.generate(**to_device(model, stack(batch)), return_timestamps=timed, return_segments=timed, **more)
     written = made["sequences"] if isinstance(made, dict) else made
     found = {}
@@ -182,9 +190,14 @@ def _transcribe_transducer(
     items = [prepare_sound(model, sound.samples, row) for row, sound in enumerate(sounds)]
     found: dict[int, Transcript] = {}
     for batch in grouped(items, options.batch_size):
-        more = {} if chosen.max_new_tokens is None else {"max_new_tokens": chosen.max_new_tokens}
-        with running(model):
-            made = core(model.model).generate(**to_device(model, stack(batch)), **more)
+        inputs = stack(batch)
+        # It ends where the sound does; the bound is above all that can be written of so many frames.
+        frames = inputs[core(model.model).main_input_name].shape[1]
+        symbols = getattr(core(model.model).config, "max_symbols_per_step", 10)
+        with generating(model):
+            made = core(model.model).generate(
+                **to_device(model, inputs), max_new_tokens=chosen.max_new_tokens or symbols * frames
+            )
         times: list[Any] = [()] * len(batch)
         if chosen.timestamps is not None:
             with preparing(model, batch[0].row):

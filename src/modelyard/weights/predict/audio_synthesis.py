@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
-from modelyard.weights.predict.batching import forward, running, to_device, to_numpy
+from modelyard.weights.predict.batching import forward, to_device, to_numpy
 from modelyard.weights.predict.encoding import check_text, core, find_tokenizer
 from modelyard.weights.predict.media_results import Spectrogram, Speech
-from modelyard.weights.predict.vision_inputs import preparing, read_fields
+from modelyard.weights.predict.vision_inputs import generating, preparing, read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ def _generate(model: Model, inputs: dict[str, Any], chosen: SpeakOptions) -> Any
     more: dict[str, Any] = {} if chosen.max_new_tokens is None else {"max_new_tokens": chosen.max_new_tokens}
     if core(model.model).config.model_type == "csm":
         more["output_audio"] = True
-    with running(model):
+    with generating(model):
         return core(model.model).generate(**to_device(model, inputs), **more)
 
 
@@ -126,7 +126,7 @@ def _speak_as(model: Model, inputs: dict[str, Any], speaker: Any, row: int) -> A
             f"row {row}: `speaker` has {vector.numel()} numbers, and the model takes {size}", field="inputs", row=row
         )
     given = to_device(model, {**inputs, "speaker_embeddings": vector[None]})
-    with running(model):
+    with generating(model):
         return inner.generate_speech(**given)
 
 

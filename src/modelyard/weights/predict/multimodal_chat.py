@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import RequestError, near_match
 from modelyard.weights.media import read_audio, read_image, read_video
-from modelyard.weights.predict.batching import refuse_windows, running, to_device
+from modelyard.weights.predict.audio_synthesis import seeded
+from modelyard.weights.predict.batching import refuse_windows, to_device
 from modelyard.weights.predict.encoding import core, find_tokenizer
 from modelyard.weights.predict.results import Text
-from modelyard.weights.predict.vision_inputs import named_row, preparing, tensors_of
+from modelyard.weights.predict.vision_inputs import generating, named_row, preparing, tensors_of
 
 if TYPE_CHECKING:
     from modelyard.weights.model import Model
@@ -161,8 +162,6 @@ def write(model: Model, rows: list[Any], options: PredictOptions) -> list[Text]:
 
 
 def _write_one(model: Model, conversation: Conversation, row: int, chosen: WriteOptions) -> Text:
-    from modelyard.weights.predict.audio_synthesis import seeded
-
     inner = core(model.model)
     inputs = encode(model, conversation, row)
     ids = inputs["input_ids"]
@@ -171,11 +170,12 @@ def _write_one(model: Model, conversation: Conversation, row: int, chosen: Write
         raise RequestError(
             f"row {row} has {ids.shape[1]} tokens with its parts, and the context is {limit}", field="inputs", row=row
         )
-    more: dict[str, Any] = {"max_new_tokens": chosen.max_new_tokens, "num_beams": chosen.beams}
+    room = chosen.max_new_tokens if limit is None else min(chosen.max_new_tokens, limit - ids.shape[1])
+    more: dict[str, Any] = {"max_new_tokens": room, "num_beams": chosen.beams}
     more["do_sample"] = chosen.temperature > 0
     if chosen.temperature > 0:
         more |= {"temperature": chosen.temperature, "top_p": chosen.top_p}
-    with seeded(chosen.seed), running(model):
+    with seeded(chosen.seed), generating(model):
         made = inner.generate(**to_device(model, inputs), **more)
     if isinstance(made, tuple):
         made = made[0]  # models that speak too give text and sound

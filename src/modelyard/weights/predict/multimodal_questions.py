@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
-from modelyard.weights.predict.batching import forward, refuse_windows, running, to_device
+from modelyard.weights.predict.batching import forward, refuse_windows, to_device
 from modelyard.weights.predict.encoding import check_text, core, find_limit, find_tokenizer
 from modelyard.weights.predict.media_results import Alternative, DocumentAnswer
 from modelyard.weights.predict.results import Classification, Text
 from modelyard.weights.predict.text_classification import rank
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
+    generating,
     named_row,
     prepare_image,
     preparing,
@@ -124,7 +125,7 @@ def _check_length(model: Model, tokens: int, row: int) -> None:
 
 def _write(model: Model, item: Prepared, chosen: AskOptions) -> Text:
     inner = core(model.model)
-    with running(model):
+    with generating(model):
         made = inner.generate(**to_device(model, item.tensors), max_new_tokens=chosen.max_new_tokens, do_sample=False)
     ids = made[0].tolist()
     return Text(find_tokenizer(model).decode(ids, skip_special_tokens=True).strip(), tuple(ids))
@@ -241,9 +242,9 @@ def _spans(outputs: Any, inside: list[bool], words: list[int], chosen: ReadOptio
     """(score, first word, last word) of the likeliest spans, each pair of words once."""
     import torch
 
-    keep = torch.tensor(inside)
+    keep = torch.tensor(inside)  # behind the text, LayoutLMv3 has logits for the patches of the picture too
     start, end = (
-        logits[0].float().cpu().masked_fill(~keep, -torch.inf).softmax(-1)
+        logits[0, : len(inside)].float().cpu().masked_fill(~keep, -torch.inf).softmax(-1)
         for logits in (outputs.start_logits, outputs.end_logits)
     )
     scores = torch.outer(start, end)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
+from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import running, to_device, to_numpy
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.media_results import FeatureMaps, ImageFeatures, Picture, Reconstruction
@@ -14,6 +15,7 @@ from modelyard.weights.predict.vision_inputs import (
     Prepared,
     check_share,
     find_part,
+    generating,
     named_row,
     prepare_image,
     read_fields,
@@ -177,8 +179,7 @@ def run_generation(
         given = torch.cat([torch.full((len(batch), 1), start, device=ids.device), ids[:, :kept]], dim=1)
         made = given
         if kept < total:
-            with running(model), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(chosen.seed)
+            with seeded(chosen.seed), generating(model):
                 made = core(model.model).generate(
                     input_ids=given,
                     attention_mask=torch.ones_like(given),

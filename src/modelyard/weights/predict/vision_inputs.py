@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelyard.errors import ModelError, RequestError, YardError
 from modelyard.weights.media import read_image
-from modelyard.weights.predict.batching import batches, forward
+from modelyard.weights.predict.batching import batches, forward, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ __all__ = [
     "Prepared",
     "check_share",
     "find_part",
+    "generating",
     "grouped",
     "named_row",
     "prepare_image",
@@ -100,6 +101,25 @@ def preparing(model: Model, row: int) -> Iterator[None]:
         said = str(error).strip().split("\n")[0][:300]
         raise RequestError(
             f"row {row}: the model's preprocessor refuses it: {said}", field="inputs", row=row
+        ) from error
+
+
+@contextmanager
+def generating(model: Model) -> Iterator[None]:
+    """Around a model's own `generate`: `running`, and a configuration that it cannot work with is named.
+
+    Raises:
+        ModelError: The model cannot generate as it is configured, or memory ran out.
+    """
+    try:
+        with running(model):
+            yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        # What `generate` raises of configurations that lack a token or of lengths beyond the positions.
+        said = str(error).strip().split("\n")[0][:300]
+        raise ModelError(
+            f"`{model.folder}` cannot generate: {said}",
+            hint=f"look at its generation_config.json, or run `yard doctor {model.folder}`",
         ) from error
 
 
