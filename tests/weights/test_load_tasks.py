@@ -132,8 +132,8 @@ def test_a_preprocessor_loads_and_saves_alone(tmp_path: Path) -> None:
         save_preprocessor(found, tmp_path / f"{task}-saved")
         again = load_preprocessor(tmp_path / f"{task}-saved")
         assert type(again) is type(found)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="has no tokenizer") as caught:
-        (tmp_path / "empty").mkdir()
         load_preprocessor(tmp_path / "empty")
     assert caught.value.code == "no_preprocessor"
 

@@ -118,10 +118,9 @@ def accept_environment(environment: Mapping[str, str]) -> dict[str, str]:
     made: dict[str, str] = {}
     for old, modern in ENVIRONMENT.items():
         if environment.get(old) and not environment.get(modern) and modern not in made:
-            _warn(f"the variable {old} is now {modern}: export {modern}={environment[old]}")
+            shown = "..." if modern == "HF_TOKEN" else environment[old]
+            _warn(f"the variable {old} is now {modern}: export {modern}={shown}")
             made[modern] = environment[old]
-    if "HF_TOKEN" in made:
-        made["HF_TOKEN"] = environment["HUGGING_FACE_HUB_TOKEN"]
     return made
 
 
