@@ -74,7 +74,8 @@ class FolderFiles:
         ModelError: `not_a_folder`, when `folder` is not one.
     """
 
-    def __init__(self, folder: Path, *, links_within: Path | None = None) -> None:
+    def __init__(self, folder: Path | str, *, links_within: Path | None = None) -> None:
+        folder = Path(folder)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise ModelError(f"`{folder}` {what}", code="not_a_folder", hint="give the folder that holds config.json")
