@@ -7,15 +7,12 @@ configurations, no weights.
 
 from __future__ import annotations
 
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelyard.errors import RequestError, near_match
+from modelyard.weights.loading import compiled
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["NAMES", "available", "check"]
+__all__ = ["NAMES", "available", "check", "refuse_part"]
 
 NAMES = ("eager", "sdpa", "flex", "flash")
 """The short names; None leaves the choice to transformers (sdpa where the architecture has it)."""
@@ -54,13 +51,19 @@ def check(name: str | None, config: Any, *, model_class: Any = None, device: str
     raise _refusal(name, _reason(wanted, kind, device, can), can)
 
 
+def refuse_part(name: str, config: Any, cause: BaseException, *, model_class: Any, device: str = "cpu") -> RequestError:
+    """The refusal of an attention that a part of a composite model cannot do, though the whole claims it."""
+    can = [other for other in available(config, model_class=model_class, device=device) if other != name]
+    return _refusal(name, f"is not done by a part of {_title(model_class)}: {str(cause)[:200]}", can)
+
+
 def available(config: Any, *, model_class: Any = None, device: str = "cpu") -> list[str]:
     """Every attention that this architecture can be computed with on this machine, by transformers' names."""
     kind = model_class if model_class is not None else _class_of(config)
     if kind is None:
         return ["eager"]
     made = ["eager"]
-    made += [name for name in ("sdpa", "flex_attention") if all(_supports(part, name) for part in _parts(kind))]
+    made += [name for name in ("sdpa", "flex_attention") if _supports(kind, name) and not _lacks(name, device)]
     if device.partition(":")[0] != "cpu" and _supports(kind, "flash"):
         made += [name for name in _FLASH if _installed(name)]
     return made
@@ -71,10 +74,6 @@ def _class_of(config: Any) -> Any:
 
     named = getattr(config, "architectures", None)
     return getattr(transformers, str(named[0]), None) if named else None
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    yield kind
 
 
 def _supports(kind: Any, name: str) -> bool:
@@ -88,19 +87,22 @@ def _installed(name: str) -> bool:
     return bool(asked is not None and asked())
 
 
+def _lacks(name: str, device: str) -> str | None:
+    """What this machine lacks for an attention that torch has: flex is compiled at its first call."""
+    if name == "flex_attention" and compiled.find_compiler(device) is None:
+        return "needs a C++ compiler, and there is none on the PATH"
+    return None
+
+
 def _reason(wanted: str, kind: Any, device: str, can: list[str]) -> str:
     if wanted == "flash" or wanted in _FLASH:
         if not _supports(kind, "flash"):
             return f"is not done by {_title(kind)}"
         if device.partition(":")[0] == "cpu":
             return "does not run on a CPU"
-        return (
-            "is not installed (no module `flash_attn`)"
-            if importlib.util.find_spec("flash_attn") is None
-            else "is not usable here"
-        )
+        return "needs the package `flash_attn`, which is not installed or not for this device"
     if wanted in _FLAGS:
-        return f"is not done by {_title(kind)}"
+        return (_supports(kind, wanted) and _lacks(wanted, device)) or f"is not done by {_title(kind)}"
     meant = near_match(wanted, [*NAMES, *can])
     return f"is no attention; did you mean `{meant}`?" if meant else "is no attention"
 

@@ -11,17 +11,13 @@ from typing import Any
 
 from modelyard.errors import ModelError
 
-__all__ = ["check_compiler", "compile_model", "plain_state"]
+__all__ = ["check_compiler", "compile_model", "find_compiler", "plain_state"]
 
 _WRAPPED = "_orig_mod."
 
 
-def check_compiler(device: str = "cpu") -> str:
-    """The C++ compiler that torch would use for `device`; for an accelerator Triton's own.
-
-    Raises:
-        ModelError: `no_compiler`: there is none, so nothing could be compiled.
-    """
+def find_compiler(device: str = "cpu") -> str | None:
+    """The C++ compiler that torch would use for the CPU, `triton` for an accelerator; None where there is none."""
     if device.partition(":")[0] != "cpu":
         return "triton"
     from torch._inductor import config
@@ -30,11 +26,23 @@ def check_compiler(device: str = "cpu") -> str:
     for name in names if isinstance(names, tuple | list) else (names,):
         if name is not None and (found := shutil.which(name)):
             return found
-    raise ModelError(
-        "`compile` needs a C++ compiler, and there is none on the PATH",
-        code="no_compiler",
-        hint="install g++ or clang, or leave `compile` out",
-    )
+    return None
+
+
+def check_compiler(device: str = "cpu") -> str:
+    """As `find_compiler`, where there must be one.
+
+    Raises:
+        ModelError: `no_compiler`: nothing could be compiled here.
+    """
+    found = find_compiler(device)
+    if found is None:
+        raise ModelError(
+            "`compile` needs a C++ compiler, and there is none on the PATH",
+            code="no_compiler",
+            hint="install g++ or clang, or leave `compile` out",
+        )
+    return found
 
 
 def compile_model(model: Any, *, device: str = "cpu") -> Any:

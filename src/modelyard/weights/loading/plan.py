@@ -165,7 +165,7 @@ def make_plan(
 
     torch_dtype = getattr(torch, dtype)
     wanted = quantization.make_config(options.quantization, device=device, dtype=torch_dtype)
-    model, quantizer = build_meta(choice.cls, choice.config, torch_dtype, attention=chosen, quantization=wanted)
+    model, quantizer = _build(choice, torch_dtype, chosen, wanted, device)
     if options.device_map is None and options.max_memory is not None:
         raise RequestError("`max_memory` without `device_map`", hint='device_map="auto"', field="max_memory")
     places: dict[str, Place] = {"": devices.main_device({"": device}) if kind != "cpu" else "cpu"}
@@ -229,6 +229,19 @@ def build_meta(
             if quantizer is not None:
                 quantizer.preprocess_model(model=model, dtype=dtype, device_map=None, checkpoint_files=None)
     return model, quantizer
+
+
+def _build(choice: Choice, dtype: Any, attention_name: str | None, wanted: Any, device: str) -> tuple[Any, Any]:
+    """`build_meta`, with a part of a composite model that cannot do the attention told from a broken configuration."""
+    try:
+        return build_meta(choice.cls, choice.config, dtype, attention=attention_name, quantization=wanted)
+    except ModelError as error:
+        if attention_name is None:
+            raise
+        build_meta(choice.cls, choice.config, dtype, quantization=wanted)  # raises where the attention is not the cause
+        raise attention.refuse_part(
+            attention_name, choice.config, error, model_class=choice.cls, device=device
+        ) from error
 
 
 def weigh(model: Any, dtype: Any, places: Mapping[str, Place]) -> tuple[int, dict[str, int]]:
