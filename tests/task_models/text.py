@@ -106,7 +106,8 @@ def roberta_tokenizer() -> Any:
     from transformers import RobertaTokenizer
 
     vocab, merges = bytepairs("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-    return RobertaTokenizer(vocab=vocab, merges=merges, model_max_length=64)
+    make: Any = RobertaTokenizer
+    return make(vocab=vocab, merges=merges, model_max_length=64)
 
 
 def gpt2_tokenizer(**values: Any) -> Any:
@@ -114,7 +115,8 @@ def gpt2_tokenizer(**values: Any) -> Any:
     from transformers import GPT2Tokenizer
 
     vocab, merges = bytepairs("<|endoftext|>", "<pad>")
-    return GPT2Tokenizer(vocab=vocab, merges=merges, model_max_length=64, **values)
+    make: Any = GPT2Tokenizer
+    return make(vocab=vocab, merges=merges, model_max_length=64, **values)
 
 
 def t5_tokenizer() -> Any:
@@ -241,7 +243,14 @@ def _funnel(name: str, **values: Any) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         special = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
         made = bert_tokenizer("Funnel", mask_token="[MASK]", **special)
-        shape = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1], "num_decoder_layers": 1}
+        shape = {
+            "d_model": 32,
+            "n_head": 4,
+            "d_head": 8,
+            "d_inner": 48,
+            "block_sizes": [1, 1, 1],
+            "num_decoder_layers": 1,
+        }
         return save(folder, name, config("Funnel", vocab_size=len(made), pad_token_id=0, **shape, **values), made)
 
     return write

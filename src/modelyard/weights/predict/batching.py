@@ -268,34 +268,31 @@ def batches(rows: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 @contextmanager
-def running(model: Model) -> Iterator[None]:
+def running(model: Model, *, batch: int | None = None, length: int | None = None) -> Iterator[None]:
     """Inference mode around whatever runs the model; memory that ran out comes back as an error that says what fits.
 
     The caller's own mode is the same before and after; nothing computed inside carries a gradient.
+
+    Args:
+        model: What runs.
+        batch: Rows that run together, for the message.
+        length: Tokens of the longest one, for the message.
 
     Raises:
         ModelError: Memory ran out (code `out_of_memory`).
     """
     import torch
 
+    from modelyard.weights.loading.memory import explain_oom, is_out_of_memory
+
     try:
         with torch.inference_mode():
             yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        from modelyard.weights.loading.memory import explain_oom
-
-        raise explain_oom(error, model) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)  # torch's CPU allocator raises a plain RuntimeError
-    return "can't allocate memory" in text or "not enough memory" in text
+        what = f"`{model.folder}`"
+        raise explain_oom(error, model.model, what=what, batch=batch, length=length) from error
 
 
 def forward(model: Model, inputs: Mapping[str, Any], **more: Any) -> Any:
@@ -306,7 +303,8 @@ def forward(model: Model, inputs: Mapping[str, Any], **more: Any) -> Any:
     Raises:
         ModelError: Memory ran out (code `out_of_memory`).
     """
-    with running(model):
+    shape = getattr(inputs.get("input_ids"), "shape", (None, None))
+    with running(model, batch=shape[0], length=shape[-1]):
         return model.model(**to_device(model, inputs), **more)
 
 

@@ -20,6 +20,7 @@ from modelyard.weights.predict.encoding import (
     core,
     encode,
     find_limit,
+    find_room,
     find_tokenizer,
     hold,
     plan_batches,
@@ -116,7 +117,6 @@ def _cut_at_end(ids: list[int], ending: set[int]) -> list[int]:
 
 
 def _settings(model: Model, tokenizer: Any, chosen: TransformOptions) -> dict[str, Any]:
-    said = model.model.generation_config
     settings: dict[str, Any] = dict(chosen.generation)
     for name in ("max_new_tokens", "num_beams", "do_sample", "temperature", "forced_bos_token_id"):
         if name in settings:
@@ -130,11 +130,26 @@ def _settings(model: Model, tokenizer: Any, chosen: TransformOptions) -> dict[st
         settings["temperature"] = chosen.temperature
     if chosen.num_beams is not None:
         settings["num_beams"] = chosen.num_beams
-    length = chosen.max_new_tokens or getattr(said, "max_new_tokens", None)
-    settings["max_new_tokens"] = length or getattr(said, "max_length", None) or DEFAULT_NEW_TOKENS
+    settings["max_new_tokens"] = _read_length(model, chosen.max_new_tokens)
     if chosen.tgt_lang is not None:
         settings["forced_bos_token_id"] = _find_language(tokenizer, chosen.tgt_lang, "tgt_lang")
     return settings
+
+
+def _read_length(model: Model, wanted: int | None) -> int:
+    """Most new tokens: as many as are wanted, else as the checkpoint says, and no more than the decoder has places for."""
+    said = model.model.generation_config
+    room = find_room(model)
+    if wanted is not None:
+        if room is not None and wanted > room:
+            raise RequestError(
+                f"`max_new_tokens` is {wanted} and the decoder writes {room} at most",
+                field="max_new_tokens",
+                limit=room,
+            )
+        return wanted
+    length = getattr(said, "max_new_tokens", None) or getattr(said, "max_length", None) or DEFAULT_NEW_TOKENS
+    return int(length if room is None else min(length, room))
 
 
 def _speak(tokenizer: Any, language: str | None) -> Any:
@@ -173,5 +188,11 @@ def _find_language(tokenizer: Any, language: str, field_name: str) -> int:
 
 
 def decoder_start(model: Model) -> int:
-    """The token that a decoder starts from."""
-    return int(core(model.model).config.decoder_start_token_id or 0)
+    """The token that a decoder starts from: what the checkpoint says, else its padding token, as T5's is."""
+    inner = core(model.model)
+    for said in (getattr(inner, "generation_config", None), inner.config):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            value = getattr(said, name, None)
+            if isinstance(value, int):
+                return value
+    return 0

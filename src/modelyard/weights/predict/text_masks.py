@@ -89,7 +89,8 @@ def _best(
         for score, place in zip(values, places, strict=True):
             token = place if targets is None else targets[place]
             ids = [token if at == mask else old for at, old in enumerate(item.ids) if item.sequence[at] is not None]
-            fills.append(Fill(tokenizer.decode([token]), token, tokenizer.decode(ids), score))
+            text = tokenizer.decode(ids, skip_special_tokens=len(masks) == 1)  # else the other masks would vanish
+            fills.append(Fill(tokenizer.decode([token]), token, text, score))
         found.append(tuple(fills))
     return Fills(tuple(found))
 

@@ -99,7 +99,7 @@ def _score_window(
 ) -> tuple[dict[tuple[int, int], float], float]:
     """The likeliest spans of one window as places in the context, with their scores; and that there is no answer."""
     offsets = item.offsets or ()
-    context = np.array([sequence == 1 and offsets[at][1] > offsets[at][0] for at, sequence in enumerate(item.sequence)])
+    context = np.array([sequence == 1 for sequence in item.sequence])
     allowed = context.copy()
     if chosen.impossible:
         allowed[0] = True  # models answer "none" with their first token, which is a special one
@@ -132,7 +132,8 @@ def _best(spans: dict[tuple[int, int], float], nothing: float, context: str, cho
     merged: dict[tuple[int, int], float] = {}
     for (start, end), score in spans.items():
         place = _trim(context, start, end)
-        merged[place] = max(score, merged.get(place, 0.0))
+        if place[0] < place[1]:  # else it was a blank and nothing more
+            merged[place] = max(score, merged.get(place, 0.0))
     answers = [Answer(context[start:end], score, start, end) for (start, end), score in merged.items()]
     if chosen.impossible or not answers:
         answers.append(Answer("", nothing, 0, 0))

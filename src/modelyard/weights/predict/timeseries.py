@@ -6,6 +6,7 @@ Knows no dates and no frequencies but the class of frequency that TimesFM asks f
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,24 +160,26 @@ def _run(model: Model, rows: list[Any], options: PredictOptions) -> Any:
                 field="inputs",
                 row=row,
             )
-        if np.isnan(values).all(axis=0).any():
-            raise RequestError(f"row {row} has a channel without one value", field="inputs", row=row)
+        missing = np.isnan(values)
+        if missing.all(axis=0).any() or (missing.any() and _find_mask(model) is None):
+            hint = None if _find_mask(model) else "this model knows no missing values: fill them in"
+            what = "a channel without one value" if missing.all(axis=0).any() else "values that are missing (NaN)"
+            raise RequestError(f"row {row} has {what}", hint=hint, field="inputs", row=row)
         series.append(values)
+    mask = _find_mask(model)
     for batch in batches(series, options.batch_size):
         stacked = np.stack(batch)
         seen = ~np.isnan(stacked)
         tensors = {"past_values": torch.from_numpy(np.where(seen, stacked, 0)).float()}
-        if not seen.all():
-            tensors["observed_mask" if "observed_mask" in _taken(model) else "past_observed_mask"] = torch.from_numpy(
-                seen
-            )
+        if mask is not None and not seen.all():
+            tensors[mask] = torch.from_numpy(seen)
         yield forward(model, tensors), len(batch)
 
 
-def _taken(model: Model) -> Any:
-    import inspect
-
-    return inspect.signature(core(model.model).forward).parameters
+def _find_mask(model: Model) -> str | None:
+    """What the model calls its mask of observed values; None where it has none."""
+    taken = inspect.signature(core(model.model).forward).parameters
+    return next((name for name in ("past_observed_mask", "observed_mask") if name in taken), None)
 
 
 def _read_series(value: Any, row: int, channels: int) -> Any:
