@@ -142,7 +142,8 @@ def _lead(row: _Row, generation: Generation) -> str:
     before = tokenizer.decode(ids, skip_special_tokens=True)
     tail = tokenizer.decode(ids + generation.output_ids, skip_special_tokens=True)[len(before) :]
     gap = " " if answer and tail.startswith(" ") and not answer.startswith(" ") else ""
-    return row.given.text + gap
+    written = row.given.text
+    return (tokenizer.decode(ids, skip_special_tokens=False) if written is None else written) + gap
 
 
 def _whole(core: Any, row: _Row) -> Iterator[Progress]:
@@ -182,6 +183,7 @@ def _prepare(model: Model, prompt: Prompt, request: Request) -> _Row:
             )
         params = replace(params, max_new_tokens=room)
     limit = check_context(tokens, params, defaults)
+    _check_least(request, model, limit, before=1 if defaults.encoded else tokens)
     by = request.by if Decoder.decodes(core) and not given.tensors else "transformers"
     request = replace(request, by=by)
     ends = defaults.eos_ids if request.eos_ids is None else request.eos_ids
@@ -252,6 +254,18 @@ def check_ids(ids: Sequence[object], model: Any, field: str = "prompt") -> None:
                 hint=f"0 to {size - 1}",
                 field=field,
                 vocabulary=size,
+            )
+
+
+def _check_least(request: Request, model: Model, limit: int, *, before: int) -> None:
+    """Refuse a least length of the caller's that is more than the most; a checkpoint's own gives way."""
+    for name, most in (("min_new_tokens", limit), ("min_length", before + limit)):
+        value = request.rules.get(name)
+        if isinstance(value, int) and value > most and value != model.defaults.strategy.get(name):
+            raise RequestError(
+                f"`{name}` is {value}, and at most {most} tokens are possible",
+                hint=f"ask for {most}, or for a larger `max_new_tokens`",
+                field=name,
             )
 
 

@@ -13,6 +13,7 @@ Knows tensors and one model; knows no chat template and no other request.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,8 @@ def run_whole(model: Any, inputs: Mapping[str, Any], generations: Sequence[Gener
         # A class with a `generate` of its own hands this down to the model inside it, which has other defaults.
         found = runner.generate(**_placed(inputs, model), **objects, generation_config=config)
         rows = getattr(found, "sequences", found).tolist()
-    pad = config.pad_token_id
+    # Beams end by a token or at the limit, unless a criterion of the caller's cuts them: only then is the rest padding.
+    pad = config.pad_token_id if "stopping_criteria" in request.objects or config.max_time is not None else None
     for generation, row in zip(generations, rows, strict=True):
         _feed(generation, _new_tokens(model, inputs, row), pad)
 
@@ -208,6 +210,13 @@ def _config(model: Any, generation: Generation, request: Request) -> Any:
     for name, value in request.rules.items():
         if name != "eos_token_id":
             setattr(config, name, value if value not in ([], {}) else None)
+    config.token_healing = None
+    if (
+        config.min_length and not model.config.is_encoder_decoder
+    ):  # what a checkpoint asks for ends where the caller says
+        config.min_length = min(config.min_length, len(generation.prompt_ids) + generation.limit)
+    elif config.min_length:
+        config.min_length = min(config.min_length, 1 + generation.limit)
     if params.greedy:
         config.typical_p = config.epsilon_cutoff = config.eta_cutoff = config.top_h = None
     if isinstance(config.watermarking_config, dict):
@@ -316,13 +325,34 @@ def _seeded(model: Any, generation: Generation, request: Request) -> Iterator[No
         yield
 
 
+class _Quiet(logging.Filter):
+    """Drops what transformers logs in a thread while it runs a request of ours: what matters of it is an error here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # logging's signature
+        """Whether a record may be shown."""
+        return not getattr(self.thread, "running", False)
+
+
+_QUIET = _Quiet()
+_TALKERS = ("utils", "configuration_utils", "logits_process", "candidate_generator", "stopping_criteria")
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What transformers says of a request that it cannot do, as a `RequestError`."""
+    """What transformers says of a request that it cannot do, as a `RequestError`; nothing is logged meanwhile."""
+    for name in _TALKERS:
+        logging.getLogger(f"transformers.generation.{name}").addFilter(_QUIET)  # the same one again changes nothing
+    before, _QUIET.thread.running = getattr(_QUIET.thread, "running", False), True
     try:
         yield
     except YardError:
         raise
-    except (ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError) as error:
+    except (ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError, ImportError) as error:
         text = str(error).strip().split("\n")[0][:500] or type(error).__name__
         raise RequestError(f"transformers' `generate` refuses this request: {text}") from error
+    finally:
+        _QUIET.thread.running = before

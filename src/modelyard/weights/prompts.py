@@ -29,12 +29,12 @@ class Given:
 
     Attributes:
         ids: Token ids of the prompt, placeholders of media included.
-        text: The prompt as its reader would want to see it before an answer.
+        text: The prompt as it was written, where it was raw text; None where it is what `ids` decode to.
         tensors: Everything that the processor made, a batch of one; empty where `ids` are all there is.
     """
 
     ids: tuple[int, ...]
-    text: str
+    text: str | None = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +61,7 @@ def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt) -> Given:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, Sequence) and prompt and all(isinstance(item, int) for item in prompt):
         ids = tuple(prompt)
-        return Given(ids, str(tokenizer.decode(list(ids), skip_special_tokens=False)))  # type: ignore[arg-type]
+        return Given(ids)  # type: ignore[arg-type]
     return _conversation(processor, tokenizer, prompt)
 
 
@@ -69,7 +69,7 @@ def _conversation(processor: Any, tokenizer: Any, messages: object) -> Given:
     # A processor's text is its tokenizer's; only the template may be the processor's own.
     if processor is tokenizer or not (any(_holds_media(messages)) or chat.has_template(processor)):
         ids = tuple(chat.render(tokenizer, messages))
-        return Given(ids, str(tokenizer.decode(list(ids), skip_special_tokens=False)))
+        return Given(ids)
     plain = chat.check_messages(messages, media=True)
     media = _read_media(processor, plain)
     if not chat.has_template(processor):
@@ -86,7 +86,7 @@ def _conversation(processor: Any, tokenizer: Any, messages: object) -> Given:
         **({"sanitize_control_tokens": True} if chat.spells_control(tokenizer, plain) else {}),
     )
     ids = tuple(int(token) for token in tensors["input_ids"][0])
-    return Given(ids, str(tokenizer.decode(list(ids), skip_special_tokens=False)), dict(tensors))
+    return Given(ids, tensors=dict(tensors))
 
 
 def _with_media(processor: Any, tokenizer: Any, prompt: Mapping[str, Any]) -> Given:

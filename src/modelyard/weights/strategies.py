@@ -54,7 +54,6 @@ _RULES: dict[str, tuple[Any, ...]] = {
     "watermarking_config": _NONE,
     "renormalize_logits": (None, False),
     "remove_invalid_values": (None, False),
-    "token_healing": (None, False),
     "max_time": _NONE,
     "prompt_lookup_num_tokens": _NONE,
     "assistant_early_exit": _NONE,
@@ -122,6 +121,10 @@ _ON_THE_HUB: dict[str, tuple[tuple[Any, ...], str, str]] = {
 _REFUSED = {
     "custom_generate": ("code from a checkpoint or a hub is never run", "leave it out"),
     "trust_remote_code": ("code from a checkpoint or a hub is never run", "leave it out"),
+    "token_healing": (
+        "it changes the end of the prompt, so an answer would not be new text alone",
+        "end the prompt before a word",
+    ),
     "streamer": ("an answer in pieces is an iterator here", "use `model.stream(prompt)`"),
     "output_scores": ("`generate` gives text", "call `model.model.generate(...)` for tensors"),
     "output_logits": ("`generate` gives text", "call `model.model.generate(...)` for tensors"),
@@ -283,7 +286,7 @@ def _refuse_hub(rules: Mapping[str, Any], params: GenerationParams) -> None:
             continue
         raise RequestError(
             f"`{name}` asks for {what}, which transformers moved to code on a hub: such code is never run here",
-            hint=f"instead: {instead}; `{name}={idle[-1]!r}` overrides a checkpoint that asks for it",
+            hint=f"instead: {instead}" + (f"; `{name}={idle[-1]!r}` overrides a checkpoint's" if len(idle) > 1 else ""),
             field=name,
         )
 
