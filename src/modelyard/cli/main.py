@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:quickstart", "Run the main job end to end on a small shipped base, offline."),
     "init": ("yards:init", "Make a yard."),
     "catalog": ("catalog:catalog", "Show, move or upgrade the database of names and history."),
-    "doctor": ("yards:doctor", "Examine this machine and the yard, or a checkpoint."),
+    "doctor": ("doctor:doctor", "Examine this machine and the yard, or a checkpoint."),
     "import": ("exchange:import_", "Bring versions in: a folder, a hub or its cache, MLflow, SmoLoRA, another yard."),
     "commit": ("versions:commit", "Commit a folder as a new version."),
     "ls": ("versions:ls", "List repos, or the versions and refs of one."),

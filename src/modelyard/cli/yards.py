@@ -1,22 +1,16 @@
-"""`yard init` and `yard doctor`."""
+"""`yard init`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from modelyard.cli import output
 from modelyard.cli.options import Home, with_json, with_yard
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from modelyard.weights.doctor import Finding
-
-__all__ = ["doctor", "init"]
+__all__ = ["init"]
 
 
 @click.command()
@@ -47,50 +41,3 @@ def init(folder: Path | None, store: str | None, catalog: str | None, home: Home
         output.json_object({"yard": str(where.settings.home), "created": not existed})
     else:
         output.note(f"{'found' if existed else 'made'} the yard at {where.settings.home}")
-
-
-@click.command()
-@click.argument("target", required=False, metavar="[REFERENCE|FOLDER]")
-@with_yard
-@with_json
-def doctor(target: str | None, home: Home, as_json: bool) -> int:
-    """Examine this machine and the yard; with a REFERENCE or FOLDER, that checkpoint. Never changes anything.
-
-    Exit codes: 0 all well, 3 warnings, 1 something is broken.
-
-    \b
-    Examples:
-      yard doctor
-      yard doctor ./my-model
-    """
-    findings = _checkpoint(target, home) if target else _machine(home)
-    if as_json:
-        output.json_object({"target": target, "findings": [finding.to_dict() for finding in findings]})
-    else:
-        for finding in findings:
-            output.data(f"{_MARKS[finding.level]} {finding.message}")
-            if finding.hint:
-                output.data(f"        {finding.hint}")
-        if target and not findings:
-            output.data(f"ok      nothing is wrong with {target}")
-    levels = {finding.level for finding in findings}
-    return 1 if "error" in levels else 3 if "warning" in levels else 0
-
-
-_MARKS = {"info": "ok     ", "warning": "warning", "error": "error  "}
-
-
-def _checkpoint(target: str, home: Home) -> Sequence[Finding]:
-    from modelyard.weights.doctor import diagnose
-    from modelyard.weights.files import FolderFiles
-
-    if target.startswith(("./", "../", "/", "~")):
-        return diagnose(FolderFiles(Path(target).expanduser()))
-    yard = home.open()
-    return diagnose(yard.files(yard.resolve(target)))
-
-
-def _machine(home: Home) -> Sequence[Finding]:
-    from modelyard.cli.machine import examine
-
-    return examine(home.settings)

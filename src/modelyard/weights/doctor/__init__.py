@@ -27,7 +27,7 @@ from modelyard.weights.doctor.ggufs import examine_ggufs
 from modelyard.weights.doctor.mending import Mended, mend
 from modelyard.weights.doctor.names import examine_names
 from modelyard.weights.doctor.numbers import examine_values
-from modelyard.weights.doctor.settings import examine_settings
+from modelyard.weights.doctor.settings import examine_mark, examine_settings
 from modelyard.weights.doctor.shards import examine_set
 from modelyard.weights.doctor.single import SingleFile
 from modelyard.weights.doctor.templates import examine_templates
@@ -91,5 +91,6 @@ def _as_model(case: Case, base: Files | None, ids: BaseIds | None) -> Iterable[F
         yield from examine_names(case)
         yield from examine_vocabulary(case, vocabulary)
         yield from examine_settings(case, vocabulary)
+        yield from examine_mark(case)
     yield from examine_templates(case, vocabulary, base)
     yield from examine_values(case)

@@ -65,6 +65,7 @@ CODES: Mapping[str, Level] = {
     "nonfinite": "error",
     "dtype_mismatch": "warning",
     "random_weights": "warning",
+    "bad_mark": "error",
     # Tokenizer, template and preprocessor.
     "no_tokenizer": "warning",
     "tokenizer_larger": "error",

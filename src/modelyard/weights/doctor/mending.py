@@ -24,6 +24,7 @@ from modelyard.weights.doctor.templates import answer_end, find_templates, rende
 from modelyard.weights.doctor.vocabulary import end_ids, read_vocabulary
 from modelyard.weights.files import FolderFiles, show_name
 from modelyard.weights.output import HashingWriter, copy_file, fresh_folder, write_file
+from modelyard.weights.untrained import KEY, Untrained, digest_tensors, mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,7 @@ def mend(files: Files, out: Path, *, base: Files | None = None) -> Mended:
         _copy(case, folder, made)
         _write_weights(case, folder, codes, made)
         _write_config(case, folder, codes, made)
+        _mark_anew(case, folder, codes)
         _write_generation(case, folder, codes, made)
         if theirs is not None and codes & _TEMPLATE_CODES:
             _write_template(folder, theirs[1], made)
@@ -247,6 +249,19 @@ def _write_config(case: Case, folder: Path, codes: set[str], made: Mended) -> No
         made.applied.append(f"config.json: `dtype` is {stored}, as the tensors are")
     if config != case.config:
         _write_json(folder, "config.json", config)
+
+
+def _mark_anew(case: Case, folder: Path, codes: set[str]) -> None:
+    """The mark of untrained weights is over their names too: what was true of the original is written for the copy."""
+    found = case.config.get(KEY)
+    if case.weights is None or not isinstance(found, dict) or not codes & {"wrapped_names", "base_layer_names"}:
+        return
+    named = found.get("tensors")
+    names = named if isinstance(named, list) else list(case.weights.home)
+    if set(names) <= set(case.weights.home) and digest_tensors(case.weights, names) == found.get("digest"):
+        renamed = _new_names(case.weights, codes)
+        tensors = None if named is None else tuple(renamed[name] for name in names)
+        mark(folder, Untrained(found["kind"], found["seed"], tensors))
 
 
 def _tie(config: dict[str, Any], *, tied: bool) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelyard.weights.doctor.findings import make
+from modelyard.errors import YardError
+from modelyard.weights.doctor.findings import from_error, make, some
 from modelyard.weights.doctor.vocabulary import end_ids, has_tokenizer
+from modelyard.weights.untrained import KEY, find_untrained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from modelyard.weights.doctor.findings import Finding
     from modelyard.weights.doctor.vocabulary import Vocabulary
 
-__all__ = ["examine_settings", "propose_generation"]
+__all__ = ["examine_mark", "examine_settings", "propose_generation"]
 
 _PREPROCESSORS = frozenset({"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"})
 _WHAT = {
@@ -44,6 +46,24 @@ def examine_settings(case: Case, vocabulary: Vocabulary | None) -> Iterator[Find
         yield make("no_preprocessor", what, "copy preprocessor_config.json of its base beside the weights")
     yield from _labels(case)
     yield from _picture(case)
+
+
+def examine_mark(case: Case) -> Iterator[Finding]:
+    """Weights that are marked as drawn at random, and still are what was drawn."""
+    if KEY not in case.config or case.weights is None:
+        return
+    try:
+        found = find_untrained(case.files)
+    except YardError as error:
+        if error.code == "bad_mark":
+            yield from_error(error)
+        return  # anything else is wrong with the weights, and was said
+    if found is not None:
+        what = (
+            "all of its weights" if found.tensors is None else f"{len(found.tensors)} tensors ({some(found.tensors)})"
+        )
+        hint = f"train it: yard train --base {case.path} --data ./DATA --to NAMESPACE/NAME"
+        yield make("random_weights", f"nobody trained {what}: they were drawn from seed {found.seed}", hint)
 
 
 def propose_generation(case: Case, vocabulary: Vocabulary | None) -> dict[str, Any]:
