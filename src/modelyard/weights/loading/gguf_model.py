@@ -6,6 +6,7 @@ place for would be left out silently there, and are an error here. Knows GGUF fi
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError, near_match
@@ -17,6 +18,7 @@ from modelyard.weights.loading.lock import loading
 from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from modelyard.weights.loading.classes import Choice
@@ -84,12 +86,18 @@ def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
     device = devices.check_device(options.device)
     chosen = attention.check(options.attention, choice.config, model_class=choice.cls, device=device)
     extra = {} if chosen is None else {"attn_implementation": chosen}
-    with loading(), translated(path):
+    from transformers.utils.quantization_config import GgufConfig
+
+    unpack: Any = GgufConfig
+    with loading(), translated(path), _without_bars():
         model, info = choice.cls.from_pretrained(
             str(path.parent),
             gguf_file=path.name,
             config=choice.config,
             dtype=dtype,
+            quantization_config=unpack(
+                dequantize=True
+            ),  # whether or not a kernel is here: what is planned is what happens
             local_files_only=True,
             output_loading_info=True,
             **extra,
@@ -103,9 +111,7 @@ def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
             () if "unexpected" in allowed else {*info["unexpected_keys"], *left},
             () if "mismatched" in allowed else info["mismatched_keys"],
         )
-        # How the tensors were packed in the file is no setting of the model that is in memory now, and would be saved.
-        model.config.quantization_config = None
-        del model.config.quantization_config
+        _forget_packing(model)
         tokenizer = _load_tokenizer(path)
     if options.training:
         model.train()
@@ -214,6 +220,30 @@ def _left_over(header: GgufHeader, model: Any) -> list[str]:
     own = processor is legacy.TensorProcessor or processor.process is legacy.TensorProcessor.process
     names = [tensor.name for tensor in header.tensors if tensor.name not in known and tensor.name not in _COMPUTED]
     return names if own or not any("exps" in name for name in names) else []
+
+
+def _forget_packing(model: Any) -> None:
+    """How the tensors were packed in the file is no property of the dense model that is in memory, and cannot be saved."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bar on the terminal: transformers' older GGUF loader draws one whatever its settings say.
+
+    The caller holds `LOADING`, so nobody else sees the module meanwhile.
+    """
+    from transformers import modeling_gguf_pytorch_utils as library
+
+    legacy: Any = library
+    drawn = legacy.tqdm
+    legacy.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        legacy.tqdm = drawn
 
 
 def _load_tokenizer(path: Path) -> Any:
