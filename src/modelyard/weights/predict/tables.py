@@ -44,7 +44,7 @@ Table = dict[str, list[str]]
 def answer(model: Model, rows: list[Any], options: PredictOptions) -> list[CellAnswer]:
     """The cells that answer each `{"table": {column: [cell, ...]}, "query": text}`.
 
-    Where something may be cut (`truncation="end"`), it is the table's last rows.
+    Where something may be cut (`truncation="end"`), it is the table's last rows, and of a single row the ends of its cells.
 
     Raises:
         RequestError: An option, a row of another form, a table with columns of unequal length, or one that is too long.
@@ -103,13 +103,20 @@ def _encode(model: Model, table: Table, query: str, row: int, options: PredictOp
             limit=limit,
         )
     try:
-        return dict(
+        item = dict(
             tokenizer(table=frame, queries=query, truncation="drop_rows_to_fit", max_length=limit, padding=False)
         )
-    except ValueError as error:
-        raise RequestError(
-            f"row {row}: not even one row of its table fits: {error}", field="inputs", row=row
-        ) from error
+    except ValueError as error:  # the tokenizer's word for a query that leaves no room
+        raise _no_room(row, limit) from error
+    if not any(kinds[2] for kinds in item["token_type_ids"]) or len(item["input_ids"]) > limit:
+        raise _no_room(row, limit)
+    return item
+
+
+def _no_room(row: int, limit: int) -> RequestError:
+    return RequestError(
+        f"row {row}: not even one row of its table fits into {limit} tokens", hint="shorten it", field="inputs", row=row
+    )
 
 
 def _collate(model: Model, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
