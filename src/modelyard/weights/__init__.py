@@ -6,8 +6,8 @@ stores or servers. Nothing heavy is imported before it is needed, so that `model
 >>> from modelyard.weights import FolderFiles, check_weights
 >>> from modelyard.weights.inspect import inspect
 
-`load` and `inspect` are named like the modules that define them: take them from there (`modelyard.weights.load.load`), since a
-package's attribute cannot be both.
+`load`, `create` and `inspect` are named like the modules that define them: take them from there (`modelyard.weights.load.load`),
+since a package's attribute cannot be both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from modelyard.weights.generation import GenerationParams
     from modelyard.weights.headers import Header, TensorInfo, read_header
     from modelyard.weights.inspect import Inspection
+    from modelyard.weights.loading.configs import load_config, save_config
+    from modelyard.weights.loading.plan import LoadPlan, plan_load
+    from modelyard.weights.loading.preprocessors import load_preprocessor, save_preprocessor
     from modelyard.weights.merge import MergeCertificate, merge_lora
     from modelyard.weights.model import Model
+    from modelyard.weights.untrained import Untrained, UntrainedWarning, find_untrained
 
 __all__ = [
     "Files",
@@ -35,16 +39,25 @@ __all__ = [
     "GenerationParams",
     "Header",
     "Inspection",
+    "LoadPlan",
     "MergeCertificate",
     "Model",
     "TensorInfo",
+    "Untrained",
+    "UntrainedWarning",
     "cast",
     "check_model",
     "check_weights",
     "convert_pickle",
     "diagnose",
+    "find_untrained",
+    "load_config",
+    "load_preprocessor",
     "merge_lora",
+    "plan_load",
     "read_header",
+    "save_config",
+    "save_preprocessor",
 ]
 
 _HOME = {
@@ -52,16 +65,25 @@ _HOME = {
     "GenerationParams": "generation",
     "Header": "headers",
     "Inspection": "inspect",
+    "LoadPlan": "loading.plan",
     "MergeCertificate": "merge",
     "Model": "model",
     "TensorInfo": "headers",
+    "Untrained": "untrained",
+    "UntrainedWarning": "untrained",
     "cast": "casting",
     "check_model": "checks",
     "check_weights": "checks",
     "convert_pickle": "convert",
     "diagnose": "doctor",
+    "find_untrained": "untrained",
+    "load_config": "loading.configs",
+    "load_preprocessor": "loading.preprocessors",
     "merge_lora": "merge",
+    "plan_load": "loading.plan",
     "read_header": "headers",
+    "save_config": "loading.configs",
+    "save_preprocessor": "loading.preprocessors",
 }
 
 

@@ -34,10 +34,11 @@ from modelyard.weights.loading import compiled, legacy, sources
 from modelyard.weights.loading.dtypes import DTYPES, cpu_runs_bfloat16, pick_dtype
 from modelyard.weights.loading.lock import LOADING, loading
 from modelyard.weights.loading.options import LoadOptions
+from modelyard.weights.loading.plan import plan_load
 from modelyard.weights.loading.report import LoadReport
 from modelyard.weights.model import Model
 
-__all__ = ["DTYPES", "LOADING", "cpu_runs_bfloat16", "load", "loading", "pick_dtype"]
+__all__ = ["DTYPES", "LOADING", "cpu_runs_bfloat16", "load", "loading", "pick_dtype", "plan_load"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

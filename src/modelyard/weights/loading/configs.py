@@ -13,6 +13,7 @@ from modelyard.errors import ModelError, RequestError, near_match
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading.quantization import quiet_imports
+from modelyard.weights.loading.sources import locate_files
 from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["label_config", "load_config", "make_config", "override", "read_architecture", "save_config"]
 
 
-def load_config(folder: Path, **overrides: Any) -> Any:
-    """The configuration of a model folder, as transformers' class for its model type.
+def load_config(source: Path | str, **overrides: Any) -> Any:
+    """The configuration of a model, alone, as transformers' class for its model type; nothing else is read.
+
+    Args:
+        source: A folder, or `hf://org/name[@revision]`.
+        **overrides: Keys to change, as `override`.
 
     Raises:
         ModelError: There is none, it is broken, or its model type is unknown to transformers (`unknown_architecture`).
@@ -32,6 +37,7 @@ def load_config(folder: Path, **overrides: Any) -> Any:
     quiet_imports()
     from transformers import AutoConfig
 
+    folder = locate_files(source)
     files = FolderFiles(folder)
     if "config.json" not in files.names():
         raise ModelError(f"`{folder}` is no model: it has no config.json", hint="give the folder that holds it")
@@ -65,7 +71,7 @@ def make_config(model_type: str, **overrides: Any) -> Any:
     return override(config, overrides) if overrides else config
 
 
-def save_config(config: Any, folder: Path) -> None:
+def save_config(config: Any, folder: Path | str) -> None:
     """Write `folder/config.json`."""
     with translated(folder):
         config.save_pretrained(folder)

@@ -6,17 +6,19 @@ Knows the files that preprocessors are saved in; reads no weights.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.checks import check_config, read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading.quantization import quiet_imports
+from modelyard.weights.loading.sources import locate_files
 from modelyard.weights.loading.translate import first_line, translated
 from modelyard.weights.tasks import TaskInfo, find_task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from modelyard.weights.tasks import Preprocessor
 
 __all__ = ["TOKENIZER_FILES", "has_preprocessor", "load_preprocessor", "save_preprocessor"]
@@ -37,11 +39,11 @@ _NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def load_preprocessor(folder: Path | str, task: str | None = None) -> Any:
-    """The preprocessor of a model folder, alone: nothing of the model is read.
+def load_preprocessor(source: Path | str, task: str | None = None) -> Any:
+    """The preprocessor of a model, alone: nothing of the model is read.
 
     Args:
-        folder: The folder of the model, or one that holds the preprocessor's files only.
+        source: The folder of the model, or one that holds the preprocessor's files only; or `hf://org/name`.
         task: What it is for; by default whatever the folder has, a processor of several parts first.
 
     Returns:
@@ -50,7 +52,7 @@ def load_preprocessor(folder: Path | str, task: str | None = None) -> Any:
     Raises:
         ModelError: There is none (`no_preprocessor`), it is broken, or it needs torchvision (`needs_torchvision`).
     """
-    folder = Path(folder)
+    folder = locate_files(source)
     files = FolderFiles(folder)
     check_config(files)
     names = set(files.names())
@@ -87,7 +89,7 @@ def has_preprocessor(folder: Path) -> bool:
     return any((folder / name).exists() for name in (*TOKENIZER_FILES, _PREPROCESSOR, _PROCESSOR, _VIDEO))
 
 
-def save_preprocessor(preprocessor: Any, folder: Path) -> None:
+def save_preprocessor(preprocessor: Any, folder: Path | str) -> None:
     """Write a preprocessor's files into `folder`."""
     with translated(folder):
         preprocessor.save_pretrained(folder)

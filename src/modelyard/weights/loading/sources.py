@@ -12,7 +12,7 @@ from modelyard.weights.files import FolderFiles
 if TYPE_CHECKING:
     from modelyard.weights.loading.options import LoadOptions
 
-__all__ = ["find_base", "locate", "read_adapter"]
+__all__ = ["find_base", "locate", "locate_files", "read_adapter"]
 
 
 def locate(source: Path | str, options: LoadOptions) -> Path:
@@ -37,6 +37,15 @@ def locate(source: Path | str, options: LoadOptions) -> Path:
     hub = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
     hint = f"a hub's repo is written hf://{source}" if hub else "give the path of a model's folder"
     raise ModelError(f"no folder `{source}`", hint=hint)
+
+
+def locate_files(source: Path | str) -> Path:
+    """The folder of a configuration or preprocessor; of a hub's repo everything but the weights is fetched."""
+    if isinstance(source, str) and source.startswith("hf://"):
+        from modelyard.weights import hub
+
+        return hub.fetch(source, weights=False)
+    return Path(source).expanduser()
 
 
 def read_adapter(folder: Path) -> dict[str, Any] | None:
@@ -71,8 +80,10 @@ def find_base(folder: Path, adapter: dict[str, Any], base: Path | str | None) ->
 def _fetch(source: str, options: LoadOptions) -> Path:
     from modelyard.weights import hub
 
-    if options.revision is not None:
-        source = f"{source.partition('@')[0]}@{options.revision}"
-    fetch: Any = hub.fetch
-    found: Path = fetch(source, cache_dir=options.cache_dir, token=options.token, offline=options.offline)
-    return found
+    return hub.fetch(
+        source,
+        cache_dir=options.cache_dir,
+        revision=options.revision,
+        token=options.token,
+        offline=options.offline,
+    )
