@@ -29,7 +29,7 @@ def save_gpt2(folder: Path) -> Path:
     """Learned positions, and no padding token anywhere."""
     tokenizer = gpt2_tokenizer()
     ends = tokenizer.eos_token_id
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.4}
+    shape: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.4}
     config = transformers.GPT2Config(vocab_size=len(tokenizer), bos_token_id=ends, eos_token_id=ends, **shape)
     return save_model(folder, transformers.GPT2LMHeadModel(config), tokenizer)
 
@@ -53,14 +53,15 @@ def save_gemma(folder: Path) -> Path:
 
 def save_mamba(folder: Path) -> Path:
     """A state instead of keys and values."""
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.5}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.5}
     return save_model(folder, transformers.MambaForCausalLM(transformers.MambaConfig(**SMALL, **shape)))
 
 
 def save_t5(folder: Path) -> Path:
     """Relative positions; its configuration says `n_positions` as all of its kin do."""
     tokenizer = t5_tokenizer()
-    config = transformers.T5Config(
+    make: Any = transformers.T5Config
+    config = make(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, n_positions=16,
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, initializer_factor=2.0,
     )  # fmt: skip
@@ -103,7 +104,7 @@ def judged(model: Model, prompt: str, **options: Any) -> list[int]:
     with torch.no_grad():
         options = {"max_new_tokens": LENGTH, "do_sample": False, **options}
         out = model.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
-    new = out[1:] if model.config.is_encoder_decoder else out[ids.shape[1] :]
+    new: list[int] = out[1:] if model.config.is_encoder_decoder else out[ids.shape[1] :]
     end = next((at for at, token in enumerate(new) if token in ends), len(new))
     return new[: end + 1]
 
@@ -136,7 +137,7 @@ def test_a_stream_is_the_answer(loaded: Callable[[str], Model], name: str) -> No
 def test_beams_of_every_kind_of_model(loaded: Callable[[str], Model], name: str) -> None:
     """Beam search equals transformers' for a decoder without a padding token and for encoder-decoders."""
     model = loaded(name)
-    options = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
+    options: dict[str, Any] = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
     found = model.complete(PROMPTS, max_new_tokens=LENGTH, **options)
     assert [list(answer.token_ids) for answer in found] == [judged(model, prompt, **options) for prompt in PROMPTS]
 
@@ -164,7 +165,7 @@ def test_an_encoder_decoder_has_two_bounds(loaded: Callable[[str], Model]) -> No
 def test_an_answer_length_of_a_summarizer_is_its_default(tmp_path: Path) -> None:
     """`max_length`, `min_length` and beams of a BART's generation_config hold where the caller says nothing."""
     folder = SAVED["bart"](tmp_path)
-    config = transformers.GenerationConfig.from_pretrained(folder)
+    config: Any = transformers.GenerationConfig.from_pretrained(folder)
     config.update(max_length=12, min_length=6, num_beams=3, no_repeat_ngram_size=3)
     config.save_pretrained(folder)
     model = load(folder, task="summarization")
@@ -288,7 +289,8 @@ def test_adapters_are_chosen_per_call(tmp_path: Path) -> None:
                 del streams[name]
             else:
                 pieces[name].append(piece)
-    assert {name: "".join(parts) for name, parts in pieces.items()} == {**alone, None: plain}
+    answers: dict[str | None, str] = {**alone, None: plain}  # type: ignore[dict-item]
+    assert {name: "".join(parts) for name, parts in pieces.items()} == answers
     beams = model.generate("hi", adapter="de", num_beams=3, **asked)
     assert beams == load(folders["de"], base=base).generate("hi", num_beams=3, **asked)
     with pytest.raises(RequestError, match="no adapter `es`"):

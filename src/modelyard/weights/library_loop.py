@@ -120,11 +120,20 @@ def _feed(generation: Generation, tokens: list[int], pad: int | None) -> None:
 
 
 def _new_tokens(model: Any, inputs: Mapping[str, Any], row: list[int]) -> list[int]:
-    """A row without what it began with: the decoder's first token, or the prompt where the model repeats it."""
+    """A row without what it began with: the decoder's first token, or the prompt where the model repeats it.
+
+    A class with a `generate` of its own may put its first token in the first place and leave the closing one out (BLIP).
+    """
     if model.config.is_encoder_decoder:
         return row[1:]
     prompt = inputs["input_ids"][0].tolist() if "input_ids" in inputs else []
-    return row[len(prompt) :] if row[: len(prompt)] == prompt else row
+    if not prompt:
+        return row[1:] if row[:1] == [model.config.get_text_config(decoder=True).bos_token_id] else row
+    same = 1
+    while same < min(len(prompt), len(row)) and prompt[same] == row[same]:
+        same += 1
+    repeated = same >= len(prompt) - 1 and (len(prompt) > 1 or row[:1] == prompt)
+    return row[same:] if repeated else row
 
 
 def _walk(
