@@ -91,7 +91,7 @@ def detokenize(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False
 
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the highest id: a vocabulary may have holes."""
-    return int(max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])) + 1
+    return int(max(tokenizer.get_vocab().values(), default=-1)) + 1
 
 
 def _placed(piece: Piece, span: tuple[int, int] | None) -> Piece:
@@ -103,13 +103,21 @@ def _placed(piece: Piece, span: tuple[int, int] | None) -> Piece:
 def _check(tokenizer: Any, ids: Sequence[int]) -> None:
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise ModelError(f"a {type(tokenizer).__name__} is no tokenizer")
-    size = vocabulary_size(tokenizer)
     for at, token in enumerate(ids):
-        whole = isinstance(token, int) and not isinstance(token, bool)
-        if not whole or not 0 <= token < size or tokenizer.convert_ids_to_tokens(token) is None:
+        if not _has(tokenizer, token):
+            size = vocabulary_size(tokenizer)
             raise RequestError(
                 f"the vocabulary has no token {token!r} (number {at + 1} of {len(ids)}); its size is {size}",
                 hint=f"ids are 0 to {size - 1}",
                 field="ids",
                 vocabulary=size,
             )
+
+
+def _has(tokenizer: Any, token: object) -> bool:
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 1 << 31:
+        return False
+    try:
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except (IndexError, KeyError):  # how tokenizers in Python say that they have none
+        return False
