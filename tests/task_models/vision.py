@@ -265,12 +265,9 @@ def save_dpt_segmentation(folder: Path) -> Path:
 def _sapiens(name: str, **extra: Any) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         head = {"upsample_out_channels": [8, 8], "conv_out_channels": [8], **extra}
-        made = config(
-            "Sapiens2Config", **VIT, num_key_value_heads_per_layer=[2, 2], num_register_tokens=2, head_config=head
-        )
-        return save(
-            folder, name, made, square()
-        )  # its own processor needs torchvision; any that makes `pixel_values` does
+        values = {**VIT, "num_key_value_heads_per_layer": [2, 2], "num_register_tokens": 2, "num_labels": 3}
+        # Its own processor needs torchvision; any that makes `pixel_values` will do.
+        return save(folder, name, config("Sapiens2Config", **values, head_config=head), square())
 
     return write
 

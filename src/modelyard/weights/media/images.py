@@ -77,7 +77,7 @@ def open_image(file: IO[bytes], name: str, head: bytes, what: str = "image") -> 
         raise refuse(what, name, f"claims more than {MOST_PIXELS} pixels") from error
     except Exception as error:
         # Pillow's readers raise struct.error, ValueError, SyntaxError, ... for a header that makes no sense.
-        raise refuse(what, name, f"is damaged: {error!s:.200}") from error
+        raise refuse(what, name, _damage(error), "fetch the file again") from error
     _check_size(image, name, what)
     return image
 
@@ -96,10 +96,7 @@ def flatten(image: Image, name: str = "the picture", what: str = "image") -> Ima
         image = ImageOps.exif_transpose(image)
     except Exception as error:
         # Decoders raise OSError, SyntaxError, EOFError, struct.error, ...: the picture is damaged in any case.
-        cut = "truncated" in str(error) or isinstance(error, EOFError)
-        raise refuse(
-            what, name, f"is {'cut off' if cut else 'damaged'}: {error!s:.200}", "fetch the file again"
-        ) from error
+        raise refuse(what, name, _damage(error), "fetch the file again") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_eight_bit(image, name, what)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -107,6 +104,11 @@ def flatten(image: Image, name: str = "the picture", what: str = "image") -> Ima
         white = PIL.Image.new("RGBA", over.size, (255, 255, 255, 255))
         return PIL.Image.alpha_composite(white, over).convert("RGB")
     return image.convert("RGB")
+
+
+def _damage(error: Exception) -> str:
+    cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    return f"is {'cut off' if cut else 'damaged'}: {error!s:.200}"
 
 
 def _finish(image: Image, name: str) -> Image:

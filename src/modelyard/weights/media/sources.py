@@ -28,7 +28,7 @@ _HEAD = 64
 
 def refuse(what: str, name: str, why: str, hint: str | None = None) -> RequestError:
     """The error for an input that cannot be used: code `bad_audio`, `bad_image` or `bad_video`."""
-    return RequestError(f"{name}: {why}", code=f"bad_{what}", hint=hint, field="inputs")
+    return RequestError(f"{name} {why}", code=f"bad_{what}", hint=hint, field="inputs")
 
 
 @contextmanager

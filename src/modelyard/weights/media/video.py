@@ -96,7 +96,7 @@ def _from_file(image: Image, name: str) -> list[Image]:
             raise refuse("video", name, f"is damaged at frame {len(frames)}: {error!s:.200}") from error
         if len(frames) == MOST_FRAMES:
             raise refuse("video", name, f"has more than {MOST_FRAMES} frames", "leave some out")
-        frames.append(flatten(image.copy(), name, "video"))
+        frames.append(flatten(image, name, "video"))
         _check_pixels(frames, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ def segment(model: Model, rows: list[Any], options: PredictOptions) -> list[Segm
     def decode(outputs: Any, batch: list[Prepared]) -> list[Segmentation]:
         sizes = [item.size for item in batch]
         process = getattr(processor, f"post_process_{kind}_segmentation")
+        # Said outright, or the library logs that it assumes it.
+        more = {"label_ids_to_fuse": set()} if "label_ids_to_fuse" in inspect.signature(process).parameters else {}
         with preparing(model, batch[0].row):
             if kind == "semantic":
                 maps = process(outputs, target_sizes=sizes)
@@ -84,6 +87,7 @@ def segment(model: Model, rows: list[Any], options: PredictOptions) -> list[Segm
                 mask_threshold=chosen.mask_threshold,
                 overlap_mask_area_threshold=chosen.overlap_threshold,
                 target_sizes=sizes,
+                **more,
             )
         return [_parts(one, names, kind, size) for one, size in zip(found, sizes, strict=True)]
 
