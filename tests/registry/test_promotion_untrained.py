@@ -1,0 +1,121 @@
+"""Weights that nobody trained: no alias moves to them, however they come there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from modelyard.cli.main import run
+from modelyard.errors import GateRefusedError
+from modelyard.registry import untrained as marks
+from modelyard.weights.untrained import KEY, Untrained, mark
+from tiny_models import make_llama, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from registry.registry_helpers import Bench
+
+HEAD = ("lm_head.weight",)
+
+
+def marked(folder: Path, tensors: tuple[str, ...] | None = HEAD) -> Path:
+    """A tiny model whose head, or all of it, is marked as drawn at random."""
+    save_model(folder)
+    mark(folder, Untrained("head" if tensors else "random", 3, tensors))
+    return folder
+
+
+@pytest.mark.parametrize(("tensors", "words"), [(HEAD, "lm_head.weight"), (None, "random weights")])
+def test_no_alias_moves_to_it(bench: Bench, tensors: tuple[str, ...] | None, words: str) -> None:
+    """An untrained head and a random model are refused, gate or none: the tensors and the next step are named."""
+    version = bench.yard.commit(marked(bench.folder / "new", tensors), "team/model")
+    for _ in range(2):
+        with pytest.raises(GateRefusedError, match=words) as caught:
+            bench.yard.promote(version, "production")
+        assert caught.value.code == "untrained"
+        assert caught.value.details["tensors"] == (list(tensors) if tensors else None)
+        assert f"yard train --base {version.name}" in str(caught.value.hint)
+    assert [ref.name for ref in bench.yard.refs("team/model")] == ["main"]
+
+
+def test_the_incumbent_stays(bench: Bench) -> None:
+    """An alias that has a holder keeps it, and the log has no promotion."""
+    good = bench.yard.commit(save_model(bench.folder / "good"), "team/model")
+    bench.yard.promote(good, "production")
+    bad = bench.yard.commit(marked(bench.folder / "new"), "team/model")
+    with pytest.raises(GateRefusedError):
+        bench.yard.promote(bad, "production")
+    assert bench.yard.resolve("team/model@production") == good
+    assert [entry.action for entry in bench.yard.log("team/model@production")] == ["promote"]
+
+
+def test_training_makes_the_mark_untrue(bench: Bench) -> None:
+    """Whoever trains it, and leaves the mark where it is: other tensors, no refusal."""
+    import torch
+
+    folder = marked(bench.folder / "new")
+    config = (folder / "config.json").read_bytes()
+    model = make_llama()
+    with torch.no_grad():
+        model.lm_head.weight += 1
+    save_model(folder, model)
+    (folder / "config.json").write_bytes(config)
+    assert KEY in json.loads(config)
+    version = bench.yard.commit(folder, "team/model")
+    assert bench.yard.untrained(version) is None
+    assert bench.yard.promote(version, "production").moved
+
+
+def test_a_mark_that_nobody_can_read_is_no_pass(bench: Bench) -> None:
+    """A mark of another form is refused too, with what is wrong about it."""
+    folder = save_model(bench.folder / "new")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, KEY: {"format": 9}}))
+    version = bench.yard.commit(folder, "team/model")
+    with pytest.raises(GateRefusedError, match=KEY) as caught:
+        bench.yard.promote(version, "production")
+    assert caught.value.code == "bad_mark"
+
+
+def test_a_key_that_is_written_with_escapes_is_a_mark_too(bench: Bench) -> None:
+    """JSON can spell the key in other bytes; it says the same."""
+    folder = marked(bench.folder / "new")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(KEY, "\\u006d" + KEY[1:]))
+    assert KEY.encode() not in path.read_bytes()
+    version = bench.yard.commit(folder, "team/model")
+    assert bench.yard.untrained(version) is not None
+
+
+def test_a_config_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion of what was looked at before opens no file: aliases move as fast as they did."""
+    one, two = bench.model(1.0), bench.model(2.0)
+    bench.yard.promote(one, "production")
+    bench.yard.promote(two, "production")
+
+    def read(*_arguments: object) -> bytes:
+        raise AssertionError("a config.json without a mark was read again")
+
+    monkeypatch.setattr(marks.StoredFiles, "read", read)
+    assert bench.yard.promote(one, "production").moved
+
+
+def test_show_says_so(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """`yard show` names what nobody trained, for people and as JSON; it is null for what was trained."""
+    import modelyard
+
+    yard = modelyard.open(bench.folder / "shown", create=True)
+    yard.commit(marked(bench.folder / "new"), "team/new")
+    yard.commit(save_model(bench.folder / "good"), "team/good")
+    home = ["--yard", str(bench.folder / "shown")]
+    assert run(["show", "team/new", *home]) == 0
+    assert "untrained head (lm_head.weight)" in capsys.readouterr().out
+    assert run(["show", "team/new", "--json", *home]) == 0
+    assert json.loads(capsys.readouterr().out)["untrained"] == {"kind": "head", "tensors": list(HEAD), "seed": 3}
+    assert run(["show", "team/good", "--json", *home]) == 0
+    assert json.loads(capsys.readouterr().out)["untrained"] is None
+    assert run(["promote", "team/new", "--to", "production", *home]) == 7
+    assert "lm_head.weight" in capsys.readouterr().err
