@@ -46,6 +46,7 @@ def main() -> int:
     answer: dict[str, Any] = {}
     try:
         environment = make_environment()
+        refuse_internals(environment.parse(request["template"]))
         template = environment.from_string(request["template"])
         for messages in request["conversations"]:
             answer = render(template, messages, request)
@@ -83,6 +84,21 @@ def make_environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment
+
+
+def refuse_internals(tree: Any) -> None:
+    """Refuse names such as `__globals__`, which the sandbox makes empty: no template has a use for one but to break out."""
+    nodes = jinja2.nodes
+    used = [node.attr for node in tree.find_all(nodes.Getattr)]
+    used += [node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
+    used += [
+        part.value for node in tree.find_all(nodes.Filter) if node.name == "attr" for part in node.find_all(nodes.Const)
+    ]
+    inner = next(
+        (name for name in used if isinstance(name, str) and name.startswith("__") and name.endswith("__")), None
+    )
+    if inner is not None:
+        raise jinja2.exceptions.SecurityError(f"it reaches for `{inner}`")
 
 
 def render(template: Any, messages: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,16 @@ def _indexed(case: Case, index: str, there: set[str], *, wanted: bool) -> Genera
             _take(case, plain, None)
         return plain
     named = set(weight_map.values())
+    # A shard that the index forgot, and that its own number puts among the others, is no stray: its tensors are needed.
+    counts = {found["count"] for shard in named if (found := SHARD.fullmatch(shard))}
+    named |= {
+        shard
+        for shard in there
+        if (found := SHARD.fullmatch(shard))
+        and found["stem"] == case.stem
+        and not found["variant"]
+        and found["count"] in counts
+    }
     try:
         for shard in sorted(named):
             check_name(shard, label)
