@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from gguf_files import gguf as plain_gguf
-from gguf_files import text
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.load import load
 from modelyard.weights.loading import gguf_model
 from modelyard.weights.loading.plan import plan_load
 from tiny_models import TEMPLATE, make_llama, make_tokenizer
+from weights.gguf_files import gguf as plain_gguf
+from weights.gguf_files import text
 
 if TYPE_CHECKING:
     from pathlib import Path

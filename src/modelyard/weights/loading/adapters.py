@@ -25,7 +25,6 @@ __all__ = ["active", "attach", "using"]
 
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
-_RESERVED = frozenset({"__base__"})
 
 
 def attach(model: Any, task: str, folders: Mapping[str, Path], *, training: bool = False) -> Any:
@@ -52,8 +51,8 @@ def attach(model: Any, task: str, folders: Mapping[str, Path], *, training: bool
     adapted: Any = None
     with loading():
         for name, folder in folders.items():
-            _check_name(name)
             config, held = _read(folder, task, model)
+            _check_name(name, model, config)
             with translated(folder):
                 if adapted is None:
                     adapted = get_peft_model(model, config, adapter_name=name)
@@ -160,12 +159,23 @@ def _load(adapted: Any, name: str, folder: Path, held: set[str], *, training: bo
         # Where names agree, look before PEFT does: it counts factors only, not modules that were trained whole.
         audit_keys(str(folder), expected - held, (), ())
     result = adapted.load_adapter(str(folder), name, is_trainable=training)
-    missing = {key.replace(f".{name}", "") for key in result.missing_keys}
+    # PEFT counts the adapters that are there already as missing, too.
+    missing = {key.replace(f".{name}", "") for key in result.missing_keys if f".{name}." in f"{key}."}
     audit_keys(str(folder), missing, result.unexpected_keys, ())
 
 
-def _check_name(name: str) -> None:
-    if not name.isidentifier() or name in _RESERVED:
+def _check_name(name: str, model: Any, config: Any) -> None:
+    """Refuse a name that PEFT would lose: it finds an adapter's tensors by this part of their names."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    if not name.isidentifier():
         raise RequestError(
             f"{name!r} is no name for an adapter", hint="letters, digits and `_`, such as `fr`", field="adapters"
+        )
+    taken = {part for path, _ in model.named_modules() for part in path.split(".")} | {"weight", "bias"}
+    if name in taken or name in PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, ""):
+        raise RequestError(
+            f"`{name}` is no name for an adapter: names of tensors have it as a part",
+            hint=f"call it `{name}_adapter`",
+            field="adapters",
         )
