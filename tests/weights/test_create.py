@@ -30,7 +30,8 @@ BERT: dict[str, Any] = {
 def test_the_same_seed_gives_the_same_bits_as_transformers(tmp_path: Path) -> None:
     """Same class, same numbers as `from_config` after the same seed; another seed gives others."""
     torch.manual_seed(4)
-    theirs: Any = transformers.AutoModelForMaskedLM.from_config(transformers.BertConfig(**BERT))
+    auto: Any = transformers.AutoModelForMaskedLM
+    theirs = auto.from_config(transformers.BertConfig(**BERT))
     ours = create("bert", seed=4, **BERT).model
     other = create("bert", seed=5, **BERT).model
     assert type(ours) is type(theirs)
@@ -118,33 +119,30 @@ def test_a_load_may_be_random_too(tmp_path: Path) -> None:
 
 def test_keys_of_a_configuration_inside_another_are_set_by_their_path() -> None:
     """`text_config.hidden_size` reaches inside, and leaves what is beside it."""
-    made = create(
-        "clip",
-        task="zero-shot-image-classification",
-        **{
-            "text_config.hidden_size": 16,
-            "text_config.num_hidden_layers": 1,
-            "text_config.num_attention_heads": 2,
-            "text_config.intermediate_size": 16,
-            "text_config.vocab_size": 60,
-            "vision_config": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "image_size": 16,
-                "patch_size": 8,
-            },
-            "projection_dim": 8,
+    values: dict[str, Any] = {
+        "text_config.hidden_size": 16,
+        "text_config.num_hidden_layers": 1,
+        "text_config.num_attention_heads": 2,
+        "text_config.intermediate_size": 16,
+        "text_config.vocab_size": 60,
+        "vision_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 16,
+            "patch_size": 8,
         },
-    )
+        "projection_dim": 8,
+    }
+    made = create("clip", task="zero-shot-image-classification", **values)
     text, vision = made.config.text_config, made.config.vision_config
     assert (text.hidden_size, text.vocab_size, vision.patch_size, made.config.projection_dim) == (16, 60, 8, 8)
 
 
 def test_another_name_of_a_key_is_taken() -> None:
     """GPT-2 calls its layers `n_layer`, and transformers knows `num_hidden_layers` for it: both work."""
-    small = {"n_embd": 16, "n_head": 2, "vocab_size": 40, "n_positions": 32}
+    small: dict[str, Any] = {"n_embd": 16, "n_head": 2, "vocab_size": 40, "n_positions": 32}
     assert create("gpt2", num_hidden_layers=1, **small).config.n_layer == 1
     assert create("gpt2", n_layer=3, **small).config.num_hidden_layers == 3
 

@@ -181,7 +181,9 @@ def test_what_was_missing_and_allowed_is_marked(tmp_path: Path) -> None:
     )
     model = load(folder, allow="missing")
     assert model.untrained.tensors == ("lm_head.weight",)
-    assert find_untrained(FolderFiles(model.save(tmp_path / "saved"))).tensors == ("lm_head.weight",)
+    found = find_untrained(FolderFiles(model.save(tmp_path / "saved")))
+    assert found is not None
+    assert found.tensors == ("lm_head.weight",)
 
 
 def test_options_that_contradict_themselves_are_refused() -> None:
@@ -195,7 +197,7 @@ def test_options_that_contradict_themselves_are_refused() -> None:
         ({"task": "fil-mask"}, "no task `fil-mask`", "did you mean `fill-mask`?"),
     ):
         with pytest.raises(RequestError, match=words) as caught:
-            LoadOptions(**values)  # type: ignore[arg-type]
+            LoadOptions(**values)
         assert caught.value.hint == hint
 
 
@@ -220,3 +222,20 @@ def test_a_llama_becomes_a_classifier(tmp_path: Path) -> None:
         assert model.load_report.dropped == (() if tied else ("lm_head.weight",))
         held = load_file(folder / "model.safetensors")
         assert torch.equal(model.model.model.embed_tokens.weight, held["model.embed_tokens.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_brings_its_own_head(tmp_path: Path, encoder: Path) -> None:
+    """An adapter for sequence classification on a plain encoder: task and labels are read from it, and its head is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base: Any = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=4)
+    adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)).eval()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    model = load(tmp_path / "adapter", base=encoder)
+    assert (model.task, model.config.num_labels, model.untrained) == ("text-classification", 4, None)
+    assert model.load_report.added == ("classifier.bias", "classifier.weight")
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.inference_mode():
+        assert torch.equal(model.model(input_ids=ids).logits, adapted(input_ids=ids).logits)

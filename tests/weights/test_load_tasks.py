@@ -47,6 +47,7 @@ def test_a_task_loads_as_transformers_loads_it_and_saves_the_same(task: str, tmp
     assert (model.processor is None) == (TASKS[task].preprocessor == "none")
     assert (model.model.training, model.untrained) == (False, None)
     assert model.load_report.added == model.load_report.dropped == ()
+    assert (model.plan.added, model.plan.dropped) == ((), ())
     assert_same(model.model.state_dict(), theirs.state_dict())
     again = load(model.save(tmp_path / "saved"), task=task)
     assert_same(again.model.state_dict(), model.model.state_dict())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError, near_match
 from modelyard.weights.files import FolderFiles
-from modelyard.weights.loading.heads import module_names
+from modelyard.weights.loading.heads import module_targets
 from modelyard.weights.loading.lock import loading
 from modelyard.weights.loading.preprocessors import save_preprocessor
 from modelyard.weights.loading.translate import first_line
@@ -103,8 +103,8 @@ def _on_disk(untrained: Untrained | None, model: Any, folder: Path) -> Untrained
     from modelyard.weights.checkpoint import open_checkpoint
 
     wanted = set(untrained.tensors)
-    names = module_names(model, open_checkpoint(FolderFiles(folder)).home)
-    found = tuple(name for name, inside in names.items() if inside in wanted)
+    names = module_targets(model, open_checkpoint(FolderFiles(folder)).home)
+    found = tuple(name for name, inside in names.items() if wanted & set(inside))
     return replace(untrained, tensors=found) if found else None
 
 

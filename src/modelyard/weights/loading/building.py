@@ -17,7 +17,7 @@ from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
 from modelyard.weights.loading.classes import Choice, choose
 from modelyard.weights.loading.configs import label_config, load_config
-from modelyard.weights.loading.heads import Split, module_names, split
+from modelyard.weights.loading.heads import Split, module_targets, split
 from modelyard.weights.loading.lock import seeded
 from modelyard.weights.loading.translate import translated
 from modelyard.weights.untrained import Untrained, find_untrained, fingerprint
@@ -260,8 +260,7 @@ def _untrained(folder: Path, model: Any, drawn: set[str], seed: int) -> Untraine
     if found is not None and found.tensors is None:
         return Untrained("random", found.seed, None, fingerprint(model.state_dict(), None))
     if found is not None and found.tensors is not None:
-        names = module_names(model, found.tensors)
-        kept = {names[name] for name in found.tensors if name in names}
+        kept = {each for inside in module_targets(model, found.tensors).values() for each in inside}
         if kept and not drawn:
             seed = found.seed
         drawn |= kept

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.loading.classes import Choice
 
-__all__ = ["Split", "module_names", "split"]
+__all__ = ["Split", "module_names", "module_targets", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +84,35 @@ def split(info: Mapping[str, Any], model: Any, choice: Choice, own_config: Any, 
 
 
 def module_names(model: Any, disk: Iterable[str]) -> dict[str, str]:
-    """Each tensor's name on disk to its name in the model, as transformers renames it when it loads; None left out."""
+    """Each tensor's name on disk to its name in the model (the first, of one that is cut into several).
+
+    As transformers renames it when it loads; names that it has no place for are left out.
+    """
+    return {name: targets[0] for name, targets in module_targets(model, disk).items()}
+
+
+def module_targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """As `module_names`, with every tensor of the model that one on disk is cut into (a fused qkv)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     mapping: Any = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     held = model.state_dict()
-    made: dict[str, str] = {}
+    made: dict[str, tuple[str, ...]] = {}
     for name in sorted(disk, key=dot_natural_key):
-        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
+        renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
+        targets = [renamed]
         if renamed not in held and name in held:
-            renamed = name
-        if renamed in held:
-            made[name] = renamed
+            targets = [name]
+        elif pattern is not None:
+            first, *others = by_pattern[pattern].target_patterns
+            targets += [renamed.replace(first, other) for other in others]
+        found = tuple(target for target in targets if target in held)
+        if found:
+            made[name] = found
     return made
 
 
