@@ -65,8 +65,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serving:serve", "Serve versions or aliases over an OpenAI-compatible API."),
     "up": ("site:up", "Show the yard in a browser, and let Hub clients download from it."),
     "ps": ("serving:ps", "Show what is being served."),
+    "predict": ("predict:predict", "Say what a model of any task says of texts, pictures, sounds or numbers."),
     "generate": ("models:generate", "Answer one prompt with a version."),
     "chat": ("models:chat", "Talk to a version."),
+    "compare": ("compare:compare", "Show two models' answers to the same prompts side by side."),
+    "tokenize": ("tokens:tokenize", "Show the tokens of a text."),
+    "detokenize": ("tokens:detokenize", "Show the text of token ids."),
     "login": ("login:login", "Store a hub's token for this account."),
     "logout": ("login:logout", "Forget the hub's token."),
 }
