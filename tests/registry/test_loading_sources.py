@@ -232,3 +232,25 @@ def test_a_file_of_a_link_that_somebody_put_in_its_place_is_not_loaded(bench: Be
     linked.unlink()
     linked.write_text(text.replace('"hidden_size": 32', '"hidden_size": 64'))
     assert bench.yard.load("team/base").config.hidden_size == 32
+
+
+def test_a_folder_of_links_is_trusted_when_asked(bench: Bench, kept: dict[str, Version]) -> None:
+    """`folder(trust_verified=True)`, which a server uses, finds damage that came after a file was verified; so does a first use."""
+    entry = kept["base"].file("config.json")
+    assert entry is not None
+    folder = bench.yard.folder("team/base", trust_verified=True)
+    assert bench.yard.folder("team/base", trust_verified=True) == folder
+    path = bench.store.file_path(entry.blake3)
+    path.chmod(0o644)
+    with path.open("r+b") as stream:
+        stream.write(b"[")
+    with pytest.raises(IntegrityError):
+        bench.yard.folder("team/base", trust_verified=True)
+    other = kept["other"].file("model.safetensors")
+    assert other is not None
+    path = bench.store.file_path(other.blake3)
+    path.chmod(0o644)
+    with path.open("r+b") as stream:
+        stream.write(b"[")
+    with pytest.raises(IntegrityError):
+        bench.yard.folder("team/other", trust_verified=True)

@@ -27,6 +27,9 @@ __all__ = ["ps", "serve"]
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A file with the token that requests must carry; needed to listen beyond loopback.",
 )
+@click.option(
+    "--trust-verified", is_flag=True, help="Do not hash again what this boot has verified and nothing touched since."
+)
 @click.option("--compact/--no-compact", default=True, help="Compact cold versions in the background, now and then.")
 @with_yard
 @with_json
@@ -35,6 +38,7 @@ def serve(
     host: str,
     port: int,
     token_file: Path | None,
+    trust_verified: bool,
     compact: bool,
     home: Home,
     as_json: bool,
@@ -46,6 +50,7 @@ def serve(
     Example:
       yard serve team/intents@production
     """
+    from modelyard.serving.replicas import WorkerOptions
     from modelyard.serving.server import serve as run_server
 
     def ready(url: str) -> None:
@@ -57,7 +62,16 @@ def serve(
     token = token_file.read_text("utf-8").strip() if token_file else None
     yard, threads = home.open(), home.settings.threads
     with housekeeping(home.settings.home, wanted=compact):
-        run_server(yard, list(references), host=host, port=port, token=token, ready=ready, threads=threads)
+        run_server(
+            yard,
+            list(references),
+            host=host,
+            port=port,
+            token=token,
+            worker=WorkerOptions(trust_verified=trust_verified),
+            ready=ready,
+            threads=threads,
+        )
 
 
 @click.command()

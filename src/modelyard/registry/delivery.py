@@ -72,8 +72,10 @@ class Delivery:
         with self._use("path", found):
             return StoredFiles(self._context.store, found).path(file)
 
-    def folder(self, version: str | Version) -> Path:
+    def folder(self, version: str | Version, *, trust_verified: bool = False) -> Path:
         """A folder with the version's files as hard links into the store, every byte verified now; read-only by contract.
+
+        With `trust_verified`, files that this boot has verified and nothing touched since are not hashed again.
 
         Raises:
             InputError: This yard was built without a folder for links.
@@ -82,7 +84,8 @@ class Delivery:
             raise InputError("this yard has no folder for links", hint="use checkout, or open it with modelyard.open()")
         found = _resolve(self._context, version)
         with self._use("path", found):
-            return _links.linked_folder(self._context.store, self._context.links, found)
+            laid_out = _links.trusted_folder if trust_verified else _links.linked_folder
+            return laid_out(self._context.store, self._context.links, found)
 
     def checkout(
         self, version: str | Version, folder: Path | str, *, link: bool = False, base: bool | None = None

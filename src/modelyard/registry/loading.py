@@ -173,13 +173,20 @@ def _load_links(
     """Load from folders of links, whose bytes are hashed meanwhile."""
     folders: dict[str, Path] = {}
     unread: dict[Path, Digest] = {}
+    seconds, size = 0.0, 0  # of what was hashed before
     for role, each in found.items():
         if not isinstance(each, Version):
             folders[role] = each
             continue
         present = present_folder(context.raw, links, each)
-        folders[role] = present or linked_folder(context.store, links, each)
-        unread |= {folders[role] / entry.path: entry.blake3 for entry in each.files}
+        if present is None:
+            began = time.perf_counter()
+            folders[role] = linked_folder(context.store, links, each)
+            seconds += time.perf_counter() - began
+            size += sum(entry.size for entry in each.files)
+        else:
+            folders[role] = present
+            unread |= {present / entry.path: entry.blake3 for entry in each.files}
     with Verification(list(unread.items()), verified_beside(links), trust=trust) as verification:
         try:
             model = _load_folders(folders, options)
@@ -190,7 +197,7 @@ def _load_links(
             return _load_folders({**folders, **mended}, options)
         mended = _mended(context, links, found, verification)
     if (observe := options.get("observe")) is not None:
-        observe("verify", verification.seconds, verification.size)
+        observe("verify", seconds + verification.seconds, size + verification.size)
     return model if mended is None else _load_folders({**folders, **mended}, options)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from modelyard.digest import Digest
 
-__all__ = ["Verified", "verified_beside"]
+__all__ = ["Verified", "notes_beside", "verified_beside"]
 
 _PREFIX = ".verified-"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -91,7 +91,12 @@ class Verified:
 
 def verified_beside(links: Path | None) -> Verified:
     """The notes of a yard: in a folder of their own beside the one with its links."""
-    return Verified(links.with_name("verified") if links is not None else None)
+    return Verified(notes_beside(links) if links is not None else None)
+
+
+def notes_beside(links: Path) -> Path:
+    """Where the notes of a yard are whose links are there."""
+    return links.with_name("verified")
 
 
 def _line(path: Path, digest: Digest) -> str | None:

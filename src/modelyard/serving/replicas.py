@@ -49,6 +49,7 @@ class WorkerOptions:
         ping_timeout: Seconds without an answer after which a worker counts as hung and is killed.
         restart_delay: Seconds before a dead worker is restarted; doubles with every failure, up to 30.
         command: What starts a worker.
+        trust_verified: Whether files that this boot has verified are not hashed again before a worker loads them.
     """
 
     dtype: str = "auto"
@@ -63,6 +64,7 @@ class WorkerOptions:
     ping_timeout: float = 60.0
     restart_delay: float = 0.5
     command: Sequence[str] = field(default=WORKER_COMMAND)
+    trust_verified: bool = False
 
 
 class Replica:
@@ -275,7 +277,9 @@ class Pool:
     def _make(self, version: Version) -> Replica:
         async def prepare() -> sources.Source:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, sources.prepare, self._yard, version)
+            return await loop.run_in_executor(
+                self._threads, sources.prepare, self._yard, version, self._options.trust_verified
+            )
 
         return Replica(version, self._options, prepare)
 

@@ -38,8 +38,8 @@ class Source:
     weights: int
 
 
-def prepare(yard: Yard, version: Version) -> Source:
-    """The folders of a version, every byte verified now, with its base's for an adapter.
+def prepare(yard: Yard, version: Version, trust_verified: bool = False) -> Source:
+    """The folders of a version, every byte verified now (or by this boot, with `trust_verified`), with its base's for an adapter.
 
     Raises:
         ModelError: The version holds no model; `untrained`: it holds weights that nobody trained.
@@ -54,8 +54,8 @@ def prepare(yard: Yard, version: Version) -> Source:
     if version.kind == "adapter":
         origin = yard.base_of(version)
         weights += weights_size(origin)
-        base = yard.folder(origin)
-    return Source(yard.folder(version), base, weights)
+        base = yard.folder(origin, trust_verified=trust_verified)
+    return Source(yard.folder(version, trust_verified=trust_verified), base, weights)
 
 
 def _refuse_untrained(yard: Yard, version: Version) -> None:
