@@ -14,8 +14,9 @@ from modelyard.weights import chat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-__all__ = ["Piece", "detokenize", "pieces_of", "tokenize", "vocabulary_size"]
+__all__ = ["Piece", "detokenize", "load_tokenizer", "pieces_of", "tokenize", "vocabulary_size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,35 @@ class Piece:
     added: bool
     start: int | None = None
     end: int | None = None
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model folder or a .gguf file, alone: no weight is read.
+
+    Where an adapter's folder has none, it is its base's, if that is here.
+
+    Raises:
+        ModelError: There is none (`no_preprocessor`), or it is broken.
+    """
+    from modelyard.weights.loading import sources
+    from modelyard.weights.loading.lock import loading
+    from modelyard.weights.loading.preprocessors import TOKENIZER_FILES, load_preprocessor
+    from modelyard.weights.loading.translate import translated
+
+    if path.suffix == ".gguf" and path.is_file():
+        from transformers import AutoTokenizer
+
+        make: Any = AutoTokenizer.from_pretrained
+        with loading(), translated(path):
+            return make(str(path.parent), gguf_file=path.name, local_files_only=True)
+    if not path.is_dir():
+        raise ModelError(f"no folder `{path}`", hint="give the path of a model's folder")
+    adapter = sources.read_adapter(path)
+    if adapter is not None and not any((path / name).exists() for name in TOKENIZER_FILES):
+        path = sources.find_base(path, adapter, None)
+    with loading():
+        found = load_preprocessor(path, "text-generation")
+    return getattr(found, "tokenizer", found)
 
 
 def tokenize(tokenizer: Any, text: str, *, special: bool = True) -> list[Piece]:
