@@ -51,8 +51,10 @@ def transcribe_ctc(
         for at, part in enumerate(windows)
     ]
 
+    frame = _frame(model)
+
     def decode(outputs: Any, batch: list[Prepared]) -> list[tuple[int, list[int]]]:
-        return [_keep(outputs.logits[at].argmax(-1).tolist(), item.note) for at, item in enumerate(batch)]
+        return [_keep(outputs.logits[at].argmax(-1).tolist(), item.note, frame) for at, item in enumerate(batch)]
 
     kept = run_batches(model, items, batch_size, decode)
     found = []
@@ -109,11 +111,11 @@ def _frame(model: Model) -> int:
     return factor * hop if isinstance(factor, int) and isinstance(hop, int) else 1
 
 
-def _keep(ids: list[int], window: _Window) -> tuple[int, list[int]]:
-    """How many frames a window has, and those that are its own."""
-    frame = (window.end - window.start) / len(ids)
-    first, last = round(window.before / frame), len(ids) - round(window.behind / frame)
-    return len(ids), ids[first:last]
+def _keep(ids: list[int], window: _Window, frame: int) -> tuple[int, list[int]]:
+    """How many frames a window has, and those that are its own: frame `n` starts at sample `n * frame`."""
+    length = frame if frame > 1 else (window.end - window.start) / len(ids)
+    last = round((window.end - window.start - window.behind) / length) if window.behind else len(ids)
+    return len(ids), ids[round(window.before / length) : last]
 
 
 def _step(model: Model, samples: int, frames: int) -> float:

@@ -90,7 +90,7 @@ def transcribe(model: Model, rows: list[Any], options: PredictOptions) -> list[T
             overlap=chosen.overlap,
         )
     if options.task in ("rnnt", "tdt"):
-        return _transcribe_transducer(model, sounds, options, chosen)
+        return _transcribe_transducer(model, sounds, chosen)
     if whisper:
         return _transcribe_whisper(model, sounds, options, chosen)
     return _transcribe_seq2seq(model, sounds, options, chosen)
@@ -123,7 +123,7 @@ def _transcribe_seq2seq(
         if not core(model.model).config.is_encoder_decoder and "input_ids" in inputs:
             written = written[:, inputs["input_ids"].shape[1] :]  # a decoder's answer stands behind its prompt
         for item, ids in zip(batch, written.tolist(), strict=True):
-            found[item.row] = Transcript(_decode(model, ids), token_ids=tuple(ids))
+            found[item.row] = Transcript(_decode(model, ids), token_ids=_trim(model, ids))
     return [found[row] for row in range(len(sounds))]
 
 
@@ -176,7 +176,7 @@ def _run_whisper(model: Model, batch: list[Prepared], chosen: HearOptions) -> di
                 Chunk(_decode(model, part["tokens"].tolist()), float(part["start"]), _end(part["end"]))
                 for part in made["segments"][at]
             )
-        found[item.row] = Transcript(_decode(model, ids), chunks, tuple(ids))
+        found[item.row] = Transcript(_decode(model, ids), chunks, _trim(model, ids))
     return found
 
 
@@ -184,12 +184,11 @@ def _end(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _transcribe_transducer(
-    model: Model, sounds: list[Audio], options: PredictOptions, chosen: HearOptions
-) -> list[Transcript]:
+def _transcribe_transducer(model: Model, sounds: list[Audio], chosen: HearOptions) -> list[Transcript]:
     items = [prepare_sound(model, sound.samples, row) for row, sound in enumerate(sounds)]
     found: dict[int, Transcript] = {}
-    for batch in grouped(items, options.batch_size):
+    # Alone: in a batch, transformers 5.23 lets a row whose sound has ended write on while another's goes on.
+    for batch in grouped(items, 1):
         inputs = stack(batch)
         # It ends where the sound does; the bound is above all that can be written of so many frames.
         frames = inputs[core(model.model).main_input_name].shape[1]
@@ -206,8 +205,19 @@ def _transcribe_transducer(
                 )
         for item, ids, pieces in zip(batch, made.sequences.tolist(), times, strict=True):
             chunks = tuple(Chunk(piece["token"], float(piece["start"]), float(piece["end"])) for piece in pieces)
-            found[item.row] = Transcript(_decode(model, ids, group_tokens=False), chunks, tuple(ids))
+            found[item.row] = Transcript(_decode(model, ids, group_tokens=False), chunks, _trim(model, ids))
     return [found[row] for row in range(len(sounds))]
+
+
+def _trim(model: Model, ids: list[int]) -> tuple[int, ...]:
+    """`ids` without what stands behind an answer that ended before others of its batch."""
+    config = core(model.model).generation_config
+    ends = {config.pad_token_id}
+    ends.update(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
+    last = len(ids)
+    while last > 1 and ids[last - 1] in ends:
+        last -= 1
+    return tuple(ids[:last])
 
 
 def _limits(chosen: HearOptions) -> dict[str, Any]:
