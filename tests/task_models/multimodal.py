@@ -161,8 +161,8 @@ def save_siglip(folder: Path) -> Path:
     """SigLIP for zero-shot image classification: independent probabilities, texts padded to their full length."""
     import transformers
 
-    tokenizer = words(model_max_length=24)
-    values = config("SiglipConfig", text_config=_clip_text(tokenizer), vision_config=VIT)
+    tokenizer = words(model_max_length=64)
+    values = config("SiglipConfig", text_config=_clip_text(tokenizer, 64), vision_config=VIT)
     make: Any = transformers.SiglipProcessor
     return save(folder, "SiglipModel", values, make(square("Siglip"), tokenizer))
 

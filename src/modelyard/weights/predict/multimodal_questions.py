@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
+from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import forward, refuse_windows, to_device
 from modelyard.weights.predict.encoding import check_text, core, find_limit, find_tokenizer
 from modelyard.weights.predict.media_results import Alternative, DocumentAnswer
@@ -54,7 +55,7 @@ class ReadOptions:
 
     Attributes:
         top_k: Answers to give, the likeliest first.
-        longest: Most words of an answer.
+        longest: Most tokens of an answer.
     """
 
     top_k: int = 1
@@ -84,7 +85,13 @@ def answer_picture(model: Model, rows: list[Any], options: PredictOptions) -> li
         scores = outputs.logits.float().sigmoid().tolist()
         return [rank(row, inner.config.id2label, chosen.top_k) for row, _ in zip(scores, batch, strict=True)]
 
-    return run_batches(model, items, options.batch_size, decode)
+    if inner.config.model_type != "vilt":
+        return run_batches(model, items, options.batch_size, decode)
+    found: list[Classification | Text] = []
+    for item in items:  # ViLT draws the patches that it looks at: alone and from one seed, each row sees the same ones
+        with seeded(0):
+            found += run_batches(model, [item], 1, decode)
+    return found
 
 
 def answer_document(model: Model, rows: list[Any], options: PredictOptions) -> list[DocumentAnswer]:
@@ -248,10 +255,9 @@ def _spans(outputs: Any, inside: list[bool], words: list[int], chosen: ReadOptio
         for logits in (outputs.start_logits, outputs.end_logits)
     )
     scores = torch.outer(start, end)
-    numbers = torch.tensor(words)
-    apart = numbers[None, :] - numbers[:, None]
     places = torch.arange(len(words))
-    allowed = keep[:, None] & keep[None, :] & (places[None, :] >= places[:, None]) & (apart < chosen.longest)
+    apart = places[None, :] - places[:, None]
+    allowed = keep[:, None] & keep[None, :] & (apart >= 0) & (apart < chosen.longest)
     scores = scores.masked_fill(~allowed, 0.0)
     found: dict[tuple[int, int], float] = {}
     flat = scores.flatten()
