@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("runs:train", "Fine-tune a base on your data."),
     "eval": ("runs:eval_", "Evaluate a version and keep every example's result."),
     "merge": ("weights:merge", "Merge an adapter into its base, exactly."),
+    "plan": ("plan:plan", "Show what loading a model would do, before anything is loaded."),
     "create": ("create:create", "Make a model from a configuration, with random weights."),
     "convert": ("weights:convert", "Convert weights: pickle to safetensors in isolation, or to another dtype."),
     "serve": ("serving:serve", "Serve versions or aliases over an OpenAI-compatible API."),

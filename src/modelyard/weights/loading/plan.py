@@ -224,6 +224,9 @@ def build_meta(
 
         choose: Any = get_hf_quantizer
         quantizer, config, _ = choose(config, quantization, None, True, {})
+        for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+            if part is not None:
+                part.dtype = dtype  # classes that build others from their configuration take the dtype from it
         with ContextManagers(cls.get_init_context(dtype, quantizer is not None, False, False)):
             model = cls(config)
             if quantizer is not None:
