@@ -167,5 +167,5 @@ def test_what_cannot_be_made_says_why(source: Any, values: dict[str, Any], words
 
 def test_a_shape_that_does_not_divide_is_an_error_of_the_configuration() -> None:
     """What transformers refuses while it builds is named, not a traceback."""
-    with pytest.raises(ModelError, match="`bert` cannot be loaded"):
+    with pytest.raises(ModelError, match="`bert` cannot be built"):
         create("bert", hidden_size=15, num_attention_heads=2, num_hidden_layers=1, vocab_size=10)

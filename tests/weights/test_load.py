@@ -136,6 +136,28 @@ def test_one_layer_too_many_in_the_config_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_tensors_that_a_class_initialises_over_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class whose initialisation does not ask what was loaded reports a clean load; the values tell."""
+    import transformers
+
+    def init_weights(self: Any, module: Any) -> None:
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data.copy_(torch.zeros_like(module.weight))
+
+    monkeypatch.setattr(transformers.LlamaPreTrainedModel, "_init_weights", init_weights, raising=False)
+    monkeypatch.setattr(
+        transformers.PreTrainedModel, "_initialize_weights", lambda self, module, *_: self._init_weights(module)
+    )
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not theirs.lm_head.weight.any()
+    assert not (info["missing_keys"] or info["mismatched_keys"])
+    with pytest.raises(
+        ModelError, match="15 tensors were initialised anew after they were loaded: lm_head.weight"
+    ) as caught:
+        load(folder)
+    assert caught.value.code == "reinitialised"
+
+
 def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
     """A tied model comes back tied, with the output embedding not on disk."""
     save_model(tmp_path, make_llama(tie_word_embeddings=True))

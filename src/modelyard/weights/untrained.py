@@ -145,7 +145,12 @@ def fingerprint(state: Mapping[str, Any], names: Iterable[str] | None) -> dict[s
 
 
 def is_untrained(untrained: Untrained, state: Mapping[str, Any]) -> bool:
-    """Whether the tensors that a mark names in memory are still what they were when it was made, in their dtype of now."""
+    """Whether the tensors that a mark names in memory are still what they were when it was made, in their dtype of now.
+
+    A mark without fingerprints is of tensors that a device map keeps out of memory, where nobody trains them: it holds.
+    """
+    if not untrained.fingerprints:
+        return True
     chosen = _chosen(state, untrained.tensors)
     kinds = {state[name].dtype for name in chosen}
     if untrained.tensors is not None and len(chosen) < len(untrained.tensors):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.audit import audit_keys, audit_ties
+from modelyard.weights.checkpoint import open_checkpoint
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
@@ -19,6 +20,7 @@ from modelyard.weights.loading.classes import Choice, choose
 from modelyard.weights.loading.configs import label_config, load_config
 from modelyard.weights.loading.heads import Split, module_targets, split
 from modelyard.weights.loading.lock import seeded
+from modelyard.weights.loading.samples import refuse_redrawn
 from modelyard.weights.loading.translate import translated
 from modelyard.weights.untrained import Untrained, find_untrained, fingerprint
 
@@ -140,6 +142,8 @@ def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan
         raise ModelError(f"{folder}: {'; '.join(map(str, info['error_msgs'][:3]))}")
     audit_ties(label, model)
     drawn = {*parts.added, *allowed.get("missing", ()), *(str(item[0]) for item in parts.mismatched)}
+    if options.quantization is None and getattr(model.config, "quantization_config", None) is None:
+        refuse_redrawn(label, model, open_checkpoint(FolderFiles(folder)), drawn)
     untrained = _untrained(folder, model, drawn - set(hints.heads), options.seed)
     casts = {name: cast.tensors for name, cast in plan.casts.items()}
     return Built(model, choice, dtype, parts, allowed, untrained, casts)
@@ -218,7 +222,7 @@ def _explained(label: str, device: str, plan: LoadPlan) -> Iterator[None]:
 def draw(choice: Choice, dtype: Any, seed: int, label: Path | str, *, attention: str | None = None) -> Built:
     """A model whose every weight is drawn from `seed`, in eval mode."""
     more = {} if attention is None else {"attn_implementation": attention}
-    with translated(label), seeded(seed):
+    with translated(label, "built"), seeded(seed):
         model = choice.cls._from_config(copy.deepcopy(choice.config), dtype=dtype, **more)  # noqa: SLF001  AutoModel.from_config calls it
     model.eval()
     mark = Untrained("random", seed, None, fingerprint(model.state_dict(), None))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.loading.classes import Choice
 
-__all__ = ["Split", "module_names", "module_targets", "split"]
+__all__ = ["Split", "module_names", "module_targets", "renamed_only", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,16 @@ def module_names(model: Any, disk: Iterable[str]) -> dict[str, str]:
 
 def module_targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """As `module_names`, with every tensor of the model that one on disk is cut into (a fused qkv)."""
+    return {name: targets for name, (targets, _) in _targets(model, disk).items()}
+
+
+def renamed_only(model: Any, disk: Iterable[str]) -> dict[str, str]:
+    """As `module_names`, for tensors that are the same in the model but for their name."""
+    return {name: targets[0] for name, (targets, converted) in _targets(model, disk).items() if not converted}
+
+
+def _targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Name on disk to the names in the model, and whether values are joined, cut or turned on the way."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -101,18 +111,18 @@ def module_targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[str, ...]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     held = model.state_dict()
-    made: dict[str, tuple[str, ...]] = {}
+    made: dict[str, tuple[tuple[str, ...], bool]] = {}
     for name in sorted(disk, key=dot_natural_key):
         renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         targets = [renamed]
         if renamed not in held and name in held:
-            targets = [name]
+            targets, pattern = [name], None
         elif pattern is not None:
             first, *others = by_pattern[pattern].target_patterns
             targets += [renamed.replace(first, other) for other in others]
         found = tuple(target for target in targets if target in held)
         if found:
-            made[name] = found
+            made[name] = found, pattern is not None
     return made
 
 

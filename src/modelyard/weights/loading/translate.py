@@ -15,7 +15,7 @@ __all__ = ["first_line", "translated"]
 
 
 @contextmanager
-def translated(folder: Path | str) -> Iterator[None]:
+def translated(folder: Path | str, done: str = "loaded") -> Iterator[None]:
     """Turn any library's exception about `folder` into a `ModelError`; ours pass as they are.
 
     >>> try:
@@ -34,7 +34,7 @@ def translated(folder: Path | str) -> Iterator[None]:
     except Exception as error:
         # Any library below may raise anything about a file that it cannot use: the cause is kept, and named.
         raise ModelError(
-            f"`{folder}` cannot be loaded: {first_line(error)}", hint=f"run `yard doctor {folder}`"
+            f"`{folder}` cannot be {done}: {first_line(error)}", hint=f"run `yard doctor {folder}`"
         ) from error
 
 
