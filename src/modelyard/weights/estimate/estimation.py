@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.weights.estimate.checkpoint import Described, describe
-from modelyard.weights.estimate.closed import closed_profile
+from modelyard.weights.estimate.closed import ClosedProfile, closed_profile
 from modelyard.weights.estimate.machine import OVERHEAD, find_machine
 from modelyard.weights.estimate.workload import DTYPES, Estimate, Machine, Mode, Option, Workload
 
@@ -92,7 +92,7 @@ def _with_options(found: Estimate, options: list[Option]) -> Estimate:
 
 def _estimate(described: Described, workload: Workload, machine: Machine | None, method: str) -> Estimate:
     dtype = _dtype(described, workload)
-    profile = closed_profile(described, workload, dtype) if method == "auto" else None
+    profile: Profile | ClosedProfile | None = closed_profile(described, workload, dtype) if method == "auto" else None
     closed = profile is not None
     if profile is None:
         from modelyard.weights.estimate.profile import run_profile
@@ -126,7 +126,9 @@ def _dtype(described: Described, workload: Workload) -> str:
     return "float32" if workload.mode == "full" else described.dtype
 
 
-def _weights(described: Described, workload: Workload, dtype: str, profile: Profile) -> tuple[int, list[str]]:
+def _weights(
+    described: Described, workload: Workload, dtype: str, profile: Profile | ClosedProfile
+) -> tuple[int, list[str]]:
     """Bytes of the weights as loaded, and what is to be said of them."""
     if workload.quantization is not None:
         elements, rows = profile.linear

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.estimate.inputs import make_inputs, make_labels
 from modelyard.weights.estimate.tracking import Tracker, fused_attention, storage_bytes, without_values
+from modelyard.weights.loading.lock import loading
+from modelyard.weights.loading.quantization import quiet_imports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,6 +45,7 @@ class Profile:
         adapter: LoRA's parameters.
         peak: Everything above that is held at once, at most.
         events: Allocations of the step in their order, see `Tracker.events`.
+        marks: How many of them there were when the forward and when the backward pass of training ended.
     """
 
     parameters: int
@@ -56,6 +59,7 @@ class Profile:
     adapter: int
     peak: int
     events: list[tuple[int, int]]
+    marks: tuple[int, ...] = ()
 
 
 def run_profile(config: Mapping[str, Any], workload: Workload, dtype: str) -> Profile:
@@ -69,6 +73,12 @@ def run_profile(config: Mapping[str, Any], workload: Workload, dtype: str) -> Pr
     Raises:
         ModelError: `unknown_architecture`; `no_sample_input`; `estimate_failed`: the class cannot be run without values.
     """
+    quiet_imports()
+    with loading():  # nothing is loaded; but PEFT and modelling code read what loads in other threads would swap
+        return _run(config, workload, dtype)
+
+
+def _run(config: Mapping[str, Any], workload: Workload, dtype: str) -> Profile:
     model = build_model(config, dtype)
     weights = storage_bytes([*model.parameters(), *model.buffers()])
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -219,8 +229,10 @@ def _train(model: Any, workload: Workload) -> dict[str, Any]:
         with _attention(workload), tracker:
             output = trained(**inputs, **labels)
             loss = output.loss if labels and output.loss is not None else _any_loss(output)
+            marks = [len(tracker.events)]
             loss.backward()
             del output, loss
+            marks.append(len(tracker.events))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     states = [
@@ -234,6 +246,7 @@ def _train(model: Any, workload: Workload) -> dict[str, Any]:
         "adapter": adapter,
         "peak": tracker.peak,
         "events": tracker.events[first:],
+        "marks": tuple(mark - first for mark in marks),
     }
 
 

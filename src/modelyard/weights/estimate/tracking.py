@@ -107,6 +107,7 @@ def without_values() -> Any:
 
     aten: Any = torch.ops.aten
     ask_value = aten._local_scalar_dense.default  # noqa: SLF001  # `Tensor.item`
+    grouped = aten._grouped_mm.default  # noqa: SLF001  # its meta version takes bfloat16 only, its CPU one everything
     asked_any: Any = weakref.WeakKeyDictionary()  # storages of what `any` made
 
     class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -115,12 +116,22 @@ def without_values() -> Any:
                 if args[0].dtype == torch.bool:
                     return args[0].untyped_storage() not in asked_any
                 return 1.0 if args[0].is_floating_point() else 1
+            if func is grouped and args[0].device.type == "meta":
+                return _grouped(*args, **(kwargs or {}))
             made = func(*args, **(kwargs or {}))
             if func.overloadpacket is aten.any:
                 asked_any[made.untyped_storage()] = True
             return made
 
     return Mode()  # type: ignore[no-untyped-call]
+
+
+def _grouped(left: Any, right: Any, offsets: Any = None, **options: Any) -> Any:
+    """What `torch._grouped_mm` gives: a matrix for each group where both are cut by `offsets`, else one row a row."""
+    shape = [left.shape[0], right.shape[-1]] if right.dim() == 3 else [offsets.shape[0], left.shape[0], right.shape[1]]
+    if left.dim() == 3:
+        shape = [*left.shape[:-1], right.shape[-1]] if right.dim() == 3 else [left.shape[1], right.shape[1]]
+    return left.new_empty(shape, dtype=options.get("out_dtype") or left.dtype)
 
 
 def fused_attention(device: str) -> Any:
@@ -166,4 +177,5 @@ def _is_fused(device: str, query: Any, key: Any, value: Any, **options: Any) -> 
         return False
     if not device.startswith("cpu"):
         return True
-    return options.get("dropout_p", 0) == 0 and query.shape[-1] == value.shape[-1] == key.shape[-1]
+    widths = {int(tensor.shape[-1]) for tensor in (query, key, value)}
+    return not options.get("dropout_p") and len(widths) == 1
