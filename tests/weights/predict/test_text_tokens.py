@@ -47,6 +47,15 @@ def test_places_are_exact(kind: str, aggregation: str) -> None:
             assert entity.word.strip() == entity.word
 
 
+def test_blanks_are_no_entities() -> None:
+    """A token that is a blank and nothing more has no entity, and no entity ends in one."""
+    model = open_tiny(TASK, "roberta")
+    text = "  Anna   works \n in Berlin.   "
+    found = predict(model, text, aggregation="simple", ignore=())
+    assert found
+    assert all(entity.word == entity.word.strip() == text[entity.start : entity.end] != "" for entity in found)
+
+
 def test_words_of_byte_level_tokenizers_are_real_words() -> None:
     """Strategies over words keep the full stop apart from the word before it, where the pipeline takes both for one."""
     model = open_tiny(TASK, "roberta")

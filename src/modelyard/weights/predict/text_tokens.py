@@ -129,6 +129,8 @@ def _find_entities(
         if sequence is None or np.isnan(scores[at]).any():
             continue
         start, end = _trim(text, item.offsets[at]) if item.offsets is not None else (None, None)
+        if start is not None and start == end:
+            continue  # a blank and nothing more
         word = None if item.words is None else item.words[at]
         pieces.append(_Piece(scores[at], start, end, at, word, tokens[at]))
     if chosen.aggregation in {"first", "average", "max"}:
@@ -152,10 +154,12 @@ def _find_entities(
 
 
 def _trim(text: str, offsets: tuple[int, int]) -> tuple[int, int]:
-    """A token's place without the blank in front that byte-level tokenizers count to it."""
+    """A token's place without the blanks around it, which byte-level tokenizers count to it."""
     start, end = offsets
     while start < end and text[start].isspace():
         start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
     return start, end
 
 
