@@ -7,6 +7,7 @@ loads and clocks; it knows no yard.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,15 @@ __all__ = ["STAGES", "LoadTimes", "Observe", "Stage", "time_load"]
 
 STAGES = ("resolve", "verify", "read", "cast", "place", "preprocessor", "audit")
 """The stages in the order in which a load goes through them."""
+
+_LIBRARIES = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "modelyard.weights.loading.building",
+    "modelyard.weights.loading.plan",
+)
 
 Observe = Callable[[str, float, int], None]
 """Called once a stage ended: its name (of `STAGES`), its seconds, and the bytes that it went over (0 where bytes say nothing)."""
@@ -81,10 +91,12 @@ def time_load(source: str | Path, *, load: Callable[..., Model] | None = None, *
     Raises:
         YardError: As the load.
     """
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-
     from modelyard.weights.load import load as load_here
+    from modelyard.weights.loading.quantization import quiet_imports
+
+    quiet_imports()
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
     watch = _Watch(from_disk=_bytes_from_disk())
     began = time.perf_counter()
@@ -169,7 +181,10 @@ def _explain(slowest: Stage, watch: _Watch, model: Model, source: str) -> tuple[
     casts = ", ".join(getattr(model.plan, "casts", None) or ())
     target = casts.rpartition(" -> ")[2]
     reasons: dict[str, tuple[str, str | None]] = {
-        "resolve": ("headers, configuration and the plan; nothing of it depends on how large the weights are", None),
+        "resolve": (
+            "the code of its architecture is imported once in a process, then headers and plan: the same for every size",
+            None,
+        ),
         "verify": ("every byte is hashed before it is used", f"yard doctor {path} --load --trust-verified"),
         "place": (
             "the library builds the modules and copies the weights into them",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
+from modelyard.weights.checks import as_path
 from modelyard.weights.doctor.case import Case
 from modelyard.weights.doctor.folder import FOREIGN, examine_files
 from modelyard.weights.doctor.names import unwrap
@@ -98,7 +99,7 @@ def mend(files: Files, out: Path, *, base: Files | None = None) -> Mended:
         raise ModelError(
             f"`{files.label}` has nothing that is mechanical to mend (found: {found})",
             code="nothing_to_mend",
-            hint=f"yard doctor {Case(files, files.label).path} says what each needs",
+            hint=f"yard doctor {as_path(files.label)} says what each needs",
         )
     case = Case(files, files.label)
     # Examined again for what they fill in; what they find is in `before`.
@@ -113,7 +114,9 @@ def mend(files: Files, out: Path, *, base: Files | None = None) -> Mended:
         _write_generation(case, folder, codes, made)
         if theirs is not None and codes & _TEMPLATE_CODES:
             _write_template(folder, theirs[1], made)
-        made.after = diagnose(FolderFiles(folder), base=base, path=str(out))
+        copy = FolderFiles(folder)
+        copy.label = str(out)  # as it will be called
+        made.after = diagnose(copy, base=base)
     return made
 
 
@@ -138,6 +141,8 @@ def _copy(case: Case, folder: Path, made: Mended) -> None:
         if name in weights:
             continue
         needless = content in FOREIGN or content in {"pickle", "safetensors", "gguf"}
+        # What a failed download left in the place of weights that nothing needs.
+        needless = needless or (content in {"html", "lfs-pointer"} and name in case.broken)
         if needless and case.weights is not None and "/" not in name:
             made.left.append(name)
             continue

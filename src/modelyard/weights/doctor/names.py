@@ -53,6 +53,9 @@ def examine_names(case: Case) -> Iterator[Finding]:
     yield from wrapped
     if wrapped or not case.config:
         return
+    from modelyard.weights.loading.quantization import quiet_imports
+
+    quiet_imports()
     shapes = {name: weights.info(name).shape for name in weights.home}
     try:
         compared = compare_tensors(case.config, shapes)
