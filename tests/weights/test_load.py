@@ -151,9 +151,7 @@ def test_tensors_that_a_class_initialises_over_are_refused(folder: Path, monkeyp
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not theirs.lm_head.weight.any()
     assert (info["missing_keys"], info["mismatched_keys"]) == (set(), set())
-    with pytest.raises(
-        ModelError, match="15 tensors were initialised anew after they were loaded: lm_head.weight"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"15 tensors were initialised anew .*: lm_head\.weight") as caught:
         load(folder)
     assert caught.value.code == "reinitialised"
 
