@@ -149,7 +149,9 @@ def _answer_one(model: Model, value: Any, row: int, chosen: ReadOptions, truncat
             name: tensor[:, : len(inside)] if name != "pixel_values" else tensor for name, tensor in tensors.items()
         }
     outputs = forward(model, tensors)
-    spans = _spans(outputs, inside, numbers, chosen)
+    first = find_tokenizer(model).cls_token_id
+    nothing = [token == first for token in tensors["input_ids"][0].tolist()]
+    spans = _spans(outputs, (inside, nothing, numbers), chosen)
     answers = [
         Alternative(" ".join(words[start : end + 1]), score, start, end) for score, start, end in spans[: chosen.top_k]
     ]
@@ -245,13 +247,20 @@ def _places(model: Model, made: Any, row: int, truncation: str) -> tuple[list[bo
     return [at == 1 for at in sequence], [0 if word is None else word for word in words]
 
 
-def _spans(outputs: Any, inside: list[bool], words: list[int], chosen: ReadOptions) -> list[tuple[float, int, int]]:
-    """(score, first word, last word) of the likeliest spans, each pair of words once."""
+def _spans(
+    outputs: Any, tokens: tuple[list[bool], list[bool], list[int]], chosen: ReadOptions
+) -> list[tuple[float, int, int]]:
+    """(score, first word, last word) of the likeliest spans, each pair of words once.
+
+    `tokens` says of each token whether it is of the document, whether it stands for no answer, and of which word it is.
+    """
     import torch
 
+    inside, nothing, words = tokens
     keep = torch.tensor(inside)  # behind the text, LayoutLMv3 has logits for the patches of the picture too
+    judged = keep | torch.tensor(nothing)  # that there is no answer takes its share of the probability
     start, end = (
-        logits[0, : len(inside)].float().cpu().masked_fill(~keep, -torch.inf).softmax(-1)
+        logits[0, : len(inside)].float().cpu().masked_fill(~judged, -torch.inf).softmax(-1)
         for logits in (outputs.start_logits, outputs.end_logits)
     )
     scores = torch.outer(start, end)
