@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Outcome
+    from cli.conftest import Outcome
 
 PROMPTS = ["where is my card", "one two three", "hi"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Outcome
+    from cli.conftest import Outcome
 
 
 def test_tokens_of_a_text(yard: Callable[..., Outcome]) -> None:

@@ -63,7 +63,7 @@ def save_t5(folder: Path) -> Path:
     make: Any = transformers.T5Config
     config = make(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, n_positions=16,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, initializer_factor=2.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, initializer_factor=4.0,
     )  # fmt: skip
     return save_model(folder, transformers.T5ForConditionalGeneration(config), tokenizer)
 
