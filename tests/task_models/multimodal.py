@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from task_models.audio import RATE, sound, wav
-from task_models.vision import SIZE, VIT, config, picture, processor, save, square
+from task_models.pictures import SIZE, VIT, config, picture, processor, save, square
+from task_models.sounds import RATE, sound, wav
 from tiny_models import TEXT, make_tokenizer
 
 if TYPE_CHECKING:

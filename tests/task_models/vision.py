@@ -10,75 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from task_models.pictures import HEADS, RESNET, SIZE, SWIN, VIT, clip, config, picture, processor, save, square, trimap
+from task_models.regions import (
+    save_detr,
+    save_detr_segmentation,
+    save_dpt,
+    save_dpt_segmentation,
+    save_glpn,
+    save_mask2former,
+    save_maskformer,
+    save_sapiens,
+    save_segformer,
+    save_vitmatte,
+    save_yolos,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SIZE = 32
-LABELS = {0: "cat", 1: "dog", 2: "bird"}
-HEADS = {"id2label": LABELS, "label2id": {name: at for at, name in LABELS.items()}}
-VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": SIZE,
-    "patch_size": 8,
-}
-SWIN = {"image_size": SIZE, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
-RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-
-
-def picture(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
-    """A uint8 RGB picture (height, width, 3): smooth colours with a bright box, another for each seed."""
-    generator = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    slopes = generator.uniform(0.5, 3.0, size=(3, 2))
-    values = np.stack([80 + a * x + b * y for a, b in slopes], axis=-1)
-    values[height // 3 : height // 2, width // 3 : width // 2] = generator.uniform(0, 255, size=3)
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def clip(frames: int = 4, width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
-    """A uint8 video (frames, height, width, 3)."""
-    return np.stack([picture(width, height, seed + at) for at in range(frames)])
-
-
-def save(folder: Path, name: str, config: Any, *preprocessors: Any) -> Path:
-    """Write a model of the class `name` with seeded random weights, and its preprocessors, to `folder`."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    model: Any = getattr(transformers, name)(config)
-    with torch.no_grad():  # the usual 0.02 makes every output nearly equal, and wrong code would pass
-        for values in model.parameters():
-            if values.ndim > 1 and 0 < values.std() < 0.1:
-                wide = values.shape[0] > 1  # else a table of positions
-                values.mul_((values[0].numel() ** -0.5 if wide else 0.5) / values.std())
-    model.eval().save_pretrained(folder)
-    for preprocessor in preprocessors:
-        preprocessor.save_pretrained(folder)
-    return folder
-
-
-def config(name: str, **values: Any) -> Any:
-    """A configuration of transformers, by the name of its class."""
-    import transformers
-
-    return getattr(transformers, name)(**values)
-
-
-def processor(name: str, **values: Any) -> Any:
-    """An image processor of the Pillow backend."""
-    import transformers
-
-    return getattr(transformers, f"{name}ImageProcessorPil")(**values)
-
-
-def square(name: str = "ViT", **values: Any) -> Any:
-    """An image processor that makes images of `SIZE` x `SIZE`."""
-    return processor(name, size={"height": SIZE, "width": SIZE}, **values)
+__all__ = [
+    "ARCHITECTURES",
+    "MODELS",
+    "REASONS",
+    "SAMPLES",
+    "SIZE",
+    "VIT",
+    "clip",
+    "config",
+    "picture",
+    "processor",
+    "save",
+    "square",
+    "trimap",
+]
 
 
 def _vit(name: str, **values: Any) -> Callable[[Path], Path]:
@@ -103,175 +68,6 @@ def save_swin(folder: Path) -> Path:
     return save(folder, "SwinForImageClassification", config("SwinConfig", **SWIN, **HEADS), square())
 
 
-def save_yolos(folder: Path) -> Path:
-    """YOLOS for object detection."""
-    values = {**VIT, "image_size": [SIZE, SIZE], "num_detection_tokens": 6, "use_mid_position_embeddings": False}
-    made = processor("Yolos", size={"height": SIZE, "width": SIZE})
-    return save(folder, "YolosForObjectDetection", config("YolosConfig", **values, **HEADS), made)
-
-
-def _detr_config() -> Any:
-    backbone = config("ResNetConfig", **RESNET, out_features=["stage2"])
-    return config(
-        "DetrConfig",
-        backbone_config=backbone,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=5,
-        **HEADS,
-    )
-
-
-def save_detr(folder: Path) -> Path:
-    """DETR for object detection, on a ResNet of transformers (no timm)."""
-    made = processor("Detr", size={"shortest_edge": SIZE, "longest_edge": 48})
-    return save(folder, "DetrForObjectDetection", _detr_config(), made)
-
-
-def save_detr_segmentation(folder: Path) -> Path:
-    """DETR with its mask head, on a ResNet of transformers."""
-    values = _detr_config()
-    values.backbone_config = config(
-        "ResNetConfig",
-        embedding_size=8,
-        hidden_sizes=[8, 8, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    values.d_model, values.encoder_attention_heads, values.decoder_attention_heads = (
-        32,
-        8,
-        8,
-    )  # groups of 8 in its mask head
-    made = processor("Detr", size={"shortest_edge": 64, "longest_edge": 96})
-    return save(folder, "DetrForSegmentation", values, made)
-
-
-def save_segformer(folder: Path) -> Path:
-    """SegFormer for semantic segmentation."""
-    values = config(
-        "SegformerConfig",
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        **HEADS,
-    )
-    return save(folder, "SegformerForSemanticSegmentation", values, square("Segformer"))
-
-
-def _mask_former_swin() -> Any:
-    return config(
-        "SwinConfig",
-        **{**SWIN, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2]},
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-
-
-def save_maskformer(folder: Path) -> Path:
-    """MaskFormer for instance segmentation."""
-    values = config(
-        "MaskFormerConfig",
-        backbone_config=_mask_former_swin(),
-        decoder_config=config(
-            "DetrConfig",
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=32,
-            decoder_ffn_dim=32,
-            num_queries=5,
-        ),
-        fpn_feature_size=32,  # normed in 32 groups
-        mask_feature_size=32,
-        **HEADS,
-    )
-    made = processor("MaskFormer", size={"shortest_edge": SIZE, "longest_edge": 64}, size_divisor=32, ignore_index=255)
-    return save(folder, "MaskFormerForInstanceSegmentation", values, made)
-
-
-def save_mask2former(folder: Path) -> Path:
-    """Mask2Former for universal segmentation."""
-    values = config(
-        "Mask2FormerConfig",
-        backbone_config=_mask_former_swin(),
-        feature_size=32,  # normed in 32 groups
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=5,
-        **HEADS,
-    )
-    made = processor("Mask2Former", size={"shortest_edge": SIZE, "longest_edge": 64}, size_divisor=32, ignore_index=255)
-    return save(folder, "Mask2FormerForUniversalSegmentation", values, made)
-
-
-def save_glpn(folder: Path) -> Path:
-    """GLPN for depth estimation."""
-    values = config(
-        "GLPNConfig",
-        num_encoder_blocks=4,
-        depths=[1, 1, 1, 1],
-        sr_ratios=[8, 4, 2, 1],
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
-        mlp_ratios=[2, 2, 2, 2],
-        decoder_hidden_size=16,
-    )
-    return save(folder, "GLPNForDepthEstimation", values, processor("GLPN", size_divisor=32))
-
-
-def _dpt_config(**values: Any) -> Any:
-    return config(
-        "DPTConfig",
-        **{**VIT, "num_hidden_layers": 4},
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 16, 16],
-        fusion_hidden_size=16,
-        is_hybrid=False,
-        **values,
-    )
-
-
-def save_dpt(folder: Path) -> Path:
-    """DPT for depth estimation."""
-    return save(folder, "DPTForDepthEstimation", _dpt_config(), square("DPT"))
-
-
-def save_dpt_segmentation(folder: Path) -> Path:
-    """DPT for semantic segmentation."""
-    return save(
-        folder, "DPTForSemanticSegmentation", _dpt_config(semantic_classifier_dropout=0.0, **HEADS), square("DPT")
-    )
-
-
-def _sapiens(name: str, **extra: Any) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        head = {"upsample_out_channels": [8, 8], "conv_out_channels": [8], **extra}
-        values = {**VIT, "num_key_value_heads_per_layer": [2, 2], "num_register_tokens": 2, "num_labels": 3}
-        # Its own processor needs torchvision; any that makes `pixel_values` will do.
-        return save(folder, name, config("Sapiens2Config", **values, head_config=head), square())
-
-    return write
-
-
 def save_vitpose(folder: Path) -> Path:
     """ViTPose for pose estimation: three keypoints per person."""
     backbone = config(
@@ -286,28 +82,6 @@ def save_vitpose(folder: Path) -> Path:
     )
     values = config("VitPoseConfig", backbone_config=backbone, scale_factor=4, use_simple_decoder=True, **HEADS)
     return save(folder, "VitPoseForPoseEstimation", values, processor("VitPose", size={"height": SIZE, "width": SIZE}))
-
-
-def save_vitmatte(folder: Path) -> Path:
-    """ViTMatte for image matting."""
-    backbone = config(
-        "VitDetConfig",
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_channels=4,
-        image_size=SIZE,
-        patch_size=16,
-        out_features=["stage1"],
-    )
-    values = config(
-        "VitMatteConfig",
-        backbone_config=backbone,
-        hidden_size=16,
-        convstream_hidden_sizes=[8, 8, 16],
-        fusion_hidden_sizes=[16, 8, 8, 8],
-    )
-    return save(folder, "VitMatteForImageMatting", values, processor("VitMatte", size_divisor=32))
 
 
 def save_swin2sr(folder: Path) -> Path:
@@ -395,7 +169,8 @@ def save_sam(folder: Path) -> Path:
         },
     )
     images = processor("Sam", size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
-    return save(folder, "SamModel", values, transformers.SamProcessor(images))
+    make: Any = transformers.SamProcessor
+    return save(folder, "SamModel", values, make(images))
 
 
 def save_videomae(folder: Path) -> Path:
@@ -445,9 +220,9 @@ ARCHITECTURES: dict[str, dict[str, Callable[[Path], Path]]] = {
     "instance-segmentation": {"maskformer": save_maskformer},
     "universal-segmentation": {"mask2former": save_mask2former, "maskformer": save_maskformer},
     "depth-estimation": {"dpt": save_dpt, "glpn": save_glpn},
-    "normal-estimation": {"sapiens2": _sapiens("Sapiens2ForNormalEstimation")},
+    "normal-estimation": {"sapiens2": save_sapiens("Sapiens2ForNormalEstimation")},
     "pointmap-estimation": {
-        "sapiens2": _sapiens(
+        "sapiens2": save_sapiens(
             "Sapiens2ForPointmapEstimation", scale_conv_out_channels=[8], scale_final_hidden_sizes=[8, 8]
         )
     },
@@ -465,16 +240,9 @@ ARCHITECTURES: dict[str, dict[str, Callable[[Path], Path]]] = {
 }
 """Task, model type, and what writes its folder."""
 
+
 MODELS: dict[str, Callable[[Path], Path]] = {task: next(iter(row.values())) for task, row in ARCHITECTURES.items()}
 """Task to what writes a tiny model folder for it."""
-
-
-def trimap(width: int = 40, height: int = 30) -> np.ndarray:
-    """A uint8 trimap (height, width): 0 background, 255 foreground, 128 unknown."""
-    values = np.zeros((height, width), dtype=np.uint8)
-    values[height // 4 : -height // 4, width // 4 : -width // 4] = 128
-    values[height // 3 : -height // 3, width // 3 : -width // 3] = 255
-    return values
 
 
 SAMPLES: dict[str, Any] = {task: picture() for task in ARCHITECTURES} | {
@@ -486,6 +254,7 @@ SAMPLES: dict[str, Any] = {task: picture() for task in ARCHITECTURES} | {
     "video-classification": clip(),
 }
 """Task to an input of `predict`."""
+
 
 REASONS: dict[str, str] = {
     "table-recognition": "the image processors of SLANet and SLANeXt, which hold the table's vocabulary, need torchvision",

@@ -15,7 +15,7 @@ from modelyard.weights.media import read_video, video
 
 def frames(count: int = 5) -> list[Image.Image]:
     """Frames of different plain colours."""
-    return [Image.new("RGB", (12, 8), (40 * at, 255 - 40 * at, 10)) for at in range(count)]
+    return [Image.new("RGB", (12, 8), (25 * at, 255 - 25 * at, 10)) for at in range(count)]
 
 
 def animated(kind: str, **options: Any) -> bytes:
@@ -91,6 +91,7 @@ def test_what_is_no_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frames_are_picked_evenly() -> None:
     """The first and the last are among them; a shorter video gives some twice."""
-    assert video.pick_frames(list("abcdefghi"), 3) == ["a", "e", "i"]
-    assert video.pick_frames(list("ab"), 4) == ["a", "a", "a", "b"]
-    assert video.pick_frames(list("a"), 2) == ["a", "a"]
+    nine, two = frames(9), frames(2)
+    assert [nine.index(frame) for frame in video.pick_frames(nine, 3)] == [0, 4, 8]
+    assert [two.index(frame) for frame in video.pick_frames(two, 4)] == [0, 0, 0, 1]
+    assert len(video.pick_frames(frames(1), 2)) == 2

@@ -22,7 +22,6 @@ from task_models.audio import RATE, sound, wav
 from task_models.opened_media import SAMPLES, assert_close, assert_rows_alone, open_media, pipeline_of
 
 CASES = [(task, kind) for task, row in audio.ARCHITECTURES.items() for kind in row]
-NEAR = {"rel": 1e-4, "abs": 1e-5}
 
 
 def rows_of(task: str) -> list[Any]:
@@ -61,7 +60,7 @@ def test_labels_are_the_pipelines(kind: str) -> None:
     theirs = pipeline_of("audio-classification", model)(sound(), top_k=3)
     ours = model.predict(Audio(sound(), RATE))
     assert [one.label for one in ours.labels] == [one["label"] for one in theirs]
-    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], **NEAR)
+    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], rel=1e-4, abs=1e-5)
     assert len(model.predict(Audio(sound(), RATE), top_k=1).labels) == 1
 
 
@@ -82,7 +81,7 @@ def test_frames_are_labelled_by_the_model_and_joined_to_spans(kind: str) -> None
         column = ours.labels.index(span.label)
         assert not covered[first:last, column].any()
         covered[first:last, column] = True
-        assert span.score == pytest.approx(wanted[first:last, column].mean(), **NEAR)
+        assert span.score == pytest.approx(wanted[first:last, column].mean(), rel=1e-4, abs=1e-5)
     np.testing.assert_array_equal(covered, wanted >= 0.55)
     assert len(ours.spans) > 1
 

@@ -21,7 +21,6 @@ from task_models.opened_media import SAMPLES, assert_rows_alone, open_media, pip
 from task_models.vision import clip, picture
 
 CASES = [(task, kind) for task, row in multimodal.ARCHITECTURES.items() for kind in row]
-NEAR = {"rel": 1e-4, "abs": 1e-5}
 GIVEN = Image.fromarray(picture(48, 40, seed=3))
 OTHER = Image.fromarray(picture(33, 64, seed=4))
 
@@ -101,7 +100,7 @@ def test_zero_shot_labels_are_the_pipelines(kind: str) -> None:
     theirs = pipeline_of("zero-shot-image-classification", model)(GIVEN, candidate_labels=labels)
     ours = model.predict(GIVEN, labels=labels)
     assert [one.label for one in ours.labels] == [one["label"] for one in theirs]
-    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], **NEAR)
+    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], rel=1e-4, abs=1e-5)
     assert ours == model.predict({"image": GIVEN, "labels": labels})
     assert model.predict(GIVEN, labels=labels, template="{}") != ours
 
@@ -115,7 +114,7 @@ def test_zero_shot_objects_are_the_pipelines() -> None:
     assert len(ours) == len(theirs) > 0
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.label == other["label"]
-        assert mine.score == pytest.approx(other["score"], **NEAR)
+        assert mine.score == pytest.approx(other["score"], rel=1e-4, abs=1e-5)
         box = [int(side) for side in (mine.box.left, mine.box.top, mine.box.right, mine.box.bottom)]
         assert box == [other["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
 
@@ -141,9 +140,9 @@ def test_a_classifiers_answers_are_its_likeliest_labels() -> None:
         scores = model.model(**given).logits[0].sigmoid().tolist()
     ours = model.predict({"image": GIVEN, "question": "where is my card?"})
     assert {one.label: one.score for one in ours.labels} == {
-        name: pytest.approx(score, **NEAR) for name, score in zip(("yes", "no", "two"), scores, strict=True)
+        name: pytest.approx(score, rel=1e-4, abs=1e-5) for name, score in zip(("yes", "no", "two"), scores, strict=True)
     }
-    assert ours.score == pytest.approx(max(scores), **NEAR)
+    assert ours.score == pytest.approx(max(scores), rel=1e-4, abs=1e-5)
     with pytest.raises(RequestError, match=r"row 0 has .* tokens"):
         model.predict({"image": GIVEN, "question": "card " * 60})
     with pytest.raises(RequestError, match="row 0 has no `question`"):
@@ -174,7 +173,7 @@ def test_answers_in_documents_are_the_pipelines() -> None:
     theirs = pipe(image=GIVEN, question="what is the total?", word_boxes=held)[0]
     ours = model.predict({"image": GIVEN, "question": "what is the total?", "words": WORDS, "boxes": BOXES}, top_k=3)
     assert (ours.text, ours.start, ours.end) == (theirs["answer"], theirs["start"], theirs["end"])
-    assert ours.score == pytest.approx(theirs["score"], **NEAR)
+    assert ours.score == pytest.approx(theirs["score"], rel=1e-4, abs=1e-5)
     assert len(ours.alternatives) == 2
     assert ours.score >= ours.alternatives[0].score >= ours.alternatives[1].score
 
@@ -198,7 +197,7 @@ def test_answers_in_documents_see_the_page() -> None:
     row = {"image": GIVEN, "question": "what is the total?", "words": WORDS, "boxes": BOXES}
     ours = model.predict(row)
     assert (ours.start, ours.end) == wanted[1:]
-    assert ours.score == pytest.approx(wanted[0], **NEAR)
+    assert ours.score == pytest.approx(wanted[0], rel=1e-4, abs=1e-5)
     assert model.predict({**row, "image": Image.new("RGB", (48, 40))}).score != pytest.approx(ours.score, rel=1e-3)
 
 

@@ -16,7 +16,6 @@ from task_models.opened_media import open_media, pipeline_of
 from task_models.vision import clip, picture, trimap
 
 GIVEN = Image.fromarray(picture(48, 40, seed=3))
-NEAR = {"rel": 1e-4, "abs": 1e-5}
 
 
 @pytest.mark.parametrize("kind", list(vision.ARCHITECTURES["image-classification"]))
@@ -26,7 +25,7 @@ def test_labels_are_the_pipelines(kind: str) -> None:
     theirs = pipeline_of("image-classification", model)(GIVEN, top_k=3)
     ours = model.predict(GIVEN)
     assert [one.label for one in ours.labels] == [one["label"] for one in theirs]
-    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], **NEAR)
+    assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], rel=1e-4, abs=1e-5)
     assert model.predict(GIVEN, top_k=2).labels == ours.labels[:2]
 
 
@@ -36,7 +35,7 @@ def test_functions_make_scores_of_logits() -> None:
     raw = {one.label: one.score for one in model.predict(GIVEN, function="none").labels}
     single = {one.label: one.score for one in model.predict(GIVEN, function="sigmoid").labels}
     for label, value in raw.items():
-        assert single[label] == pytest.approx(1 / (1 + np.exp(-value)), **NEAR)
+        assert single[label] == pytest.approx(1 / (1 + np.exp(-value)), rel=1e-4, abs=1e-5)
     with pytest.raises(RequestError, match="function"):
         model.predict(GIVEN, function="argmax")
 
@@ -51,7 +50,7 @@ def test_objects_are_the_pipelines(kind: str) -> None:
     assert len(ours.objects) == len(theirs) > 0
     for mine, other in zip(ours.objects, theirs, strict=True):
         assert mine.label == other["label"]
-        assert mine.score == pytest.approx(other["score"], **NEAR)
+        assert mine.score == pytest.approx(other["score"], rel=1e-4, abs=1e-5)
         box = [int(side) for side in (mine.box.left, mine.box.top, mine.box.right, mine.box.bottom)]
         assert box == [other["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
 
@@ -81,7 +80,7 @@ def test_regions_are_the_pipelines(task: str, kind: str, wanted: str) -> None:
         mask = np.asarray(other["mask"]) > 0
         same = [one for one in ours.segments if one.label == other["label"] and np.array_equal(one.mask, mask)]
         assert all(one.mask.dtype == np.bool_ for one in same)
-        wanted_score = None if other["score"] is None else pytest.approx(other["score"], **NEAR)
+        wanted_score = None if other["score"] is None else pytest.approx(other["score"], rel=1e-4, abs=1e-5)
         assert any(one.score == wanted_score for one in same)  # two regions may have one mask
 
 
@@ -120,7 +119,7 @@ def test_points_are_divided_by_the_predicted_scale() -> None:
     model = open_media("pointmap-estimation")
     outputs = model.model(**model.processor(images=GIVEN, return_tensors="pt"))
     ours = model.predict(GIVEN)
-    assert ours.scale == pytest.approx(outputs.scales.item(), **NEAR)
+    assert ours.scale == pytest.approx(outputs.scales.item(), rel=1e-4, abs=1e-5)
     wanted = torch.nn.functional.interpolate(
         outputs.pointmaps.detach() / outputs.scales.item(), size=(40, 48), mode="bilinear"
     )
@@ -196,7 +195,7 @@ def test_matches_of_square_pictures_are_the_pipelines() -> None:
         first, second = other["keypoint_image_0"], other["keypoint_image_1"]
         np.testing.assert_allclose(ours.points[at], (first["x"], first["y"]), atol=1e-3)
         np.testing.assert_allclose(ours.others[at], (second["x"], second["y"]), atol=1e-3)
-        assert ours.scores[at] == pytest.approx(other["score"], **NEAR)
+        assert ours.scores[at] == pytest.approx(other["score"], rel=1e-4, abs=1e-5)
 
 
 def test_matches_lie_in_the_pictures_where_the_pipelines_do_not() -> None:
@@ -259,7 +258,7 @@ def test_hidden_patches_are_guessed_by_the_model() -> None:
     np.testing.assert_allclose(ours.pixels, outputs.reconstruction[0].numpy(), atol=1e-5)
     large = mask.repeat(8, 0).repeat(8, 1)
     error = np.abs(ours.pixels - given["pixel_values"][0].numpy())[:, large].mean()
-    assert ours.loss == pytest.approx(error, **NEAR)
+    assert ours.loss == pytest.approx(error, rel=1e-4, abs=1e-5)
     np.testing.assert_array_equal(model.predict(GIVEN).mask, model.predict(GIVEN, seed=0).mask)
     assert (model.predict(GIVEN).mask != model.predict(GIVEN, seed=1).mask).any()
     assert model.predict(GIVEN, share=0.25).mask.sum() == 4
@@ -317,4 +316,4 @@ def test_a_video_is_read_at_frames_spread_over_all_of_it(kind: str) -> None:
         logits = model.model(**model.processor([pick_frames(held, 4)], return_tensors="pt")).logits[0]
     ours = model.predict(held)
     assert ours.label == model.config.id2label[int(logits.argmax())]
-    assert ours.score == pytest.approx(float(logits.softmax(-1).max()), **NEAR)
+    assert ours.score == pytest.approx(float(logits.softmax(-1).max()), rel=1e-4, abs=1e-5)

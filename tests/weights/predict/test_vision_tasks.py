@@ -110,13 +110,13 @@ def test_the_reason_for_a_task_without_models_is_true(task: str, name: str, conf
     import json
 
     import transformers
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import image_processing_auto
 
     from modelyard.weights.loading.preprocessors import load_preprocessor
 
     values = getattr(transformers, config)()
     assert name in TASKS[task].architectures()
-    processors = IMAGE_PROCESSOR_MAPPING_NAMES[values.model_type]
+    processors = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"][values.model_type]
     assert "pil" not in processors
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": values.model_type, "architectures": [name]}), "utf-8"

@@ -62,8 +62,10 @@ def read_video(source: Any) -> list[Image]:
 def pick_frames(frames: Sequence[Image], count: int) -> list[Image]:
     """`count` frames spread evenly over a video, its first and last among them; of a shorter one, some twice.
 
-    >>> pick_frames("abcdefg", 4)
-    ['a', 'c', 'e', 'g']
+    >>> import numpy as np
+    >>> frames = read_video(np.arange(7, dtype=np.uint8).repeat(12).reshape(7, 2, 2, 3))
+    >>> [frame.getpixel((0, 0))[0] for frame in pick_frames(frames, 4)]
+    [0, 2, 4, 6]
     """
     import numpy as np
 
