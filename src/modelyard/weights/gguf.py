@@ -5,7 +5,7 @@ are as u64 each; the keys, each a string, a type and a value; then for each tens
 from the next multiple of the alignment on, the tensors' bytes, each tensor beginning at a multiple of the alignment.
 
 Every count is held against the bytes that are left before anything is read or looped over, sizes are exact integers, and
-every refusal is a `ModelError` with a stable `code` (see `GGUF_CODES`). Values are skipped, not decoded, but for the alignment.
+every refusal is a `ModelError` with a stable `code` (see `GGUF_CODES`). Of values, numbers and texts are kept and arrays counted.
 Knows no model and no quantization beyond how many bytes a block takes.
 
 >>> import struct, tempfile
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from modelyard.errors import ModelError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["GGUF_CODES", "GGUF_TYPES", "GgufHeader", "GgufLimits", "GgufTensor", "read_gguf"]
+__all__ = ["GGUF_CODES", "GGUF_TYPES", "GgufHeader", "GgufLimits", "GgufTensor", "parse_gguf", "read_gguf"]
 
 GGUF_TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -54,7 +54,11 @@ GGUF_CODES = (
 """Every `code` that a refused header can carry."""
 
 _WIDTHS: Mapping[int, int] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_NUMBERS: Mapping[int, str] = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
 _U32, _STRING, _ARRAY = 4, 8, 9
+_TEXT = 1 << 20  # bytes of a text that is kept
 _ALIGNMENT_KEY = b"general.alignment"
 _MOST = 1 << 63
 
@@ -90,6 +94,8 @@ class GgufHeader:
     alignment: int
     tensors: tuple[GgufTensor, ...]
     data_start: int
+    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Its keys: numbers and texts up to 1 MiB as they are, arrays as their lengths; what is longer is left out."""
 
 
 def read_gguf(path: Path, *, limits: GgufLimits | None = None) -> GgufHeader:
@@ -100,15 +106,25 @@ def read_gguf(path: Path, *, limits: GgufLimits | None = None) -> GgufHeader:
         ModelError: It is not regular, not GGUF of version 2 or 3, or claims what cannot be; `code` is one of `GGUF_CODES`.
     """
     with open_regular(path) as stream:
-        return _Reader(stream, str(path), limits or GgufLimits()).header()
+        return parse_gguf(stream, os.fstat(stream.fileno()).st_size, str(path), limits=limits)
+
+
+def parse_gguf(stream: BinaryIO, size: int, label: str, *, limits: GgufLimits | None = None) -> GgufHeader:
+    """As `read_gguf`, for a stream of `size` bytes that stands at its beginning and may be no file on this machine.
+
+    Raises:
+        ModelError: As `read_gguf`.
+    """
+    return _Reader(stream, size, label, limits or GgufLimits()).header()
 
 
 class _Reader:
     """Walks one header; `left` is how many bytes it may still take, whatever it claims."""
 
-    def __init__(self, stream: BinaryIO, label: str, limits: GgufLimits) -> None:
+    def __init__(self, stream: BinaryIO, size: int, label: str, limits: GgufLimits) -> None:
         self._stream, self._label, self._limits = stream, label, limits
-        self._size = os.fstat(stream.fileno()).st_size
+        self._size = size
+        self._kept: dict[str, str | int | float | bool] = {}
         self._position = 0
         self._end = min(self._size, limits.header)
         self._items = 0
@@ -131,7 +147,7 @@ class _Reader:
             self._refuse("duplicate_key", "two of its tensors have one name")
         data_start = _aligned(self._position, alignment)
         placed = self._placed(described, alignment, data_start)
-        return GgufHeader(version, alignment, placed, data_start)
+        return GgufHeader(version, alignment, placed, data_start, self._kept)
 
     def _metadata(self, keys: int) -> int:
         """Skip the keys; the alignment that they state, or 32."""
@@ -141,7 +157,7 @@ class _Reader:
             key = self._take(length)
             kind = self._number("<I")
             if key != _ALIGNMENT_KEY:
-                self._skip_value(kind, 0)
+                self._keep_value(key.decode("utf-8", "backslashreplace"), kind)
                 continue
             if kind != _U32 or seen:
                 self._refuse("bad_alignment", "its alignment is not one 32-bit number")
@@ -149,6 +165,21 @@ class _Reader:
             if not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
                 self._refuse("bad_alignment", f"its alignment is {alignment}, not a power of two from 8 to 2^20")
         return alignment
+
+    def _keep_value(self, key: str, kind: int) -> None:
+        """Keep a number or a text, and of an array its length."""
+        if kind in _NUMBERS:
+            self._kept[key] = struct.unpack(_NUMBERS[kind], self._take(_WIDTHS[kind]))[0]
+        elif kind == _STRING:
+            length = self._number("<Q")
+            if length > _TEXT:
+                self._skip(length)
+                return
+            self._kept[key] = self._take(length).decode("utf-8", "replace")
+        elif kind == _ARRAY:
+            self._kept[key] = self._skip_array(0)
+        else:
+            self._skip_value(kind, 0)
 
     def _skip_value(self, kind: int, depth: int) -> None:
         if kind in _WIDTHS:
@@ -160,18 +191,20 @@ class _Reader:
         else:
             self._refuse("unknown_type", f"a value has the type {kind}")
 
-    def _skip_array(self, depth: int) -> None:
+    def _skip_array(self, depth: int) -> int:
+        """Skip an array, and say how many items it has."""
         kind, count = self._number("<I"), self._number("<Q")
         if depth >= self._limits.nesting:
             self._refuse("too_many_items", "its arrays are nested too deeply")
         if kind in _WIDTHS:
             self._skip(_WIDTHS[kind] * count)
-            return
+            return count
         self._items += count
         if self._items > self._limits.items or count * 8 > self._left():
             self._refuse("too_many_items", f"it claims an array of {count} items")
         for _ in range(count):
             self._skip_value(kind, depth + 1)
+        return count
 
     def _tensor(self, alignment: int) -> GgufTensor:
         raw = self._take(self._length(self._limits.name, "bad_name", "a tensor's name"))
