@@ -25,7 +25,7 @@ from tiny_models import TEMPLATE, make_llama, make_tokenizer, save_adapter, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "diagnosing.md"
-REFUSALS = {"unsupported_dtype", "not_a_folder", "incomplete_version"}
+REFUSALS = {"not_a_folder", "incomplete_version", "bad_model", "damaged"}
 """Codes of errors that other modules raise about a checkpoint, which an examination passes on."""
 
 
