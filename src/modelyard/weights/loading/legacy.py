@@ -22,7 +22,7 @@ from modelyard.errors import RequestError, near_match
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["ENVIRONMENT", "DeprecatedNameWarning", "accept", "accept_environment", "modern_class"]
+__all__ = ["ENVIRONMENT", "DeprecatedNameWarning", "accept", "accept_environment", "modern_class", "modern_names"]
 
 
 class DeprecatedNameWarning(FutureWarning):
@@ -98,6 +98,30 @@ def accept(given: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any
             raise RequestError(f"`{option}` is given twice", hint=f"leave `{name}` out", field=option)
         made[option] = new
     return made
+
+
+def modern_names(options: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
+    """A call's keywords with old names replaced and all others as they are, for who reads some of them before `load` does.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     modern_names({"task": "ner", "use_auth_token": "hf_x"}, known={"task", "token"})
+    {'task': 'ner', 'token': 'hf_x'}
+
+    Raises:
+        RequestError: As `accept`.
+    """
+    today = {name: value for name, value in options.items() if name in known}
+    for name, value in accept({key: options[key] for key in options if key not in known}, known=known).items():
+        if name in today and name != "allow":
+            raise RequestError(f"`{name}` is given twice", hint="leave the old name out", field=name)
+        today[name] = value if name not in today else (*_as_tuple(today[name]), *value)
+    return today
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def modern_class(name: str) -> str:
