@@ -15,6 +15,7 @@ from modelyard.weights.loading.legacy import (
     accept,
     accept_environment,
     modern_class,
+    modern_names,
 )
 from tiny_models import save_adapter, save_model
 
