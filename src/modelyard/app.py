@@ -116,7 +116,7 @@ def load(settings: Settings, source: Path | str, **options: Any) -> Model:
         RefError: `source` is a yard's reference, which only a yard can resolve.
         ModelError, NotFoundError, AuthError, RequestError: As `weights.load.load` and `weights.hub.fetch`.
     """
-    from modelyard.weights.load import load as load_folder
+    from modelyard.weights.collector import collector_paused
 
     given = dict(options)
     access = {**hub_access(settings), **{name: given.pop(name) for name in _HUB_OPTIONS if name in given}}
@@ -129,7 +129,10 @@ def load(settings: Settings, source: Path | str, **options: Any) -> Model:
         given["adapters"] = {
             name: _local(each, {**access, "revision": None}, "adapters") for name, each in given["adapters"].items()
         }
-    return load_folder(found, **given)
+    with collector_paused():
+        from modelyard.weights.load import load as load_folder
+
+        return load_folder(found, **given)
 
 
 _HUB_OPTIONS = ("cache_dir", "revision", "token", "offline")

@@ -150,7 +150,7 @@ def _weights(version: Version) -> set[str]:
 
 
 def _load_folders(folders: Mapping[str, Path], options: Mapping[str, Any]) -> Model:
-    from modelyard.weights.load import load as load_folder
+    from modelyard.weights.collector import collector_paused
 
     given = dict(options)
     # Said when the folder was found; a folder has none of them.
@@ -159,7 +159,10 @@ def _load_folders(folders: Mapping[str, Path], options: Mapping[str, Any]) -> Mo
     adapters = {role.removeprefix(_ADAPTER): path for role, path in folders.items() if role.startswith(_ADAPTER)}
     if adapters:
         given["adapters"] = adapters
-    return load_folder(folders[_MAIN], base=folders.get(_BASE), **given)
+    with collector_paused():
+        from modelyard.weights.load import load as load_folder
+
+        return load_folder(folders[_MAIN], base=folders.get(_BASE), **given)
 
 
 def _load_links(
