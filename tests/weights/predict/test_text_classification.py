@@ -59,6 +59,14 @@ def test_pairs_of_texts_are_the_pipelines() -> None:
     assert close(scores(as_pair), {row["label"]: row["score"] for row in theirs})
 
 
+def test_texts_and_pairs_stand_in_one_list() -> None:
+    """Rows that are texts and rows that are pairs are told apart in one batch."""
+    model = open_tiny(TASK)
+    rows = [TEXTS[0], (TEXTS[0], TEXTS[1]), TEXTS[2]]
+    for row, result in zip(rows, predict(model, rows), strict=True):
+        assert close(scores(predict(model, [row])[0]), scores(result))
+
+
 def test_several_labels_at_once(tmp_path: Path) -> None:
     """A multi-label model scores each label for itself (sigmoid), as the pipeline does."""
     folder = ARCHITECTURES[TASK]["bert"](tmp_path / "model")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modelyard.errors import RequestError
+from modelyard.errors import ModelError, RequestError
+from modelyard.weights.model import Model
 from modelyard.weights.predict import predict
 from task_models.opened import open_tiny
 from task_models.text import ARCHITECTURES, LONG, TEXTS
@@ -61,3 +62,12 @@ def test_a_pretraining_model_gives_every_tensor_by_name(kind: str) -> None:
         for name, values in found.values.items():
             np.testing.assert_allclose(values, outputs[name][0].detach().numpy(), atol=1e-5)
         assert len(found.tokens) == batch["input_ids"].shape[1]
+
+
+def test_a_model_pretrained_on_pictures_says_what_to_do() -> None:
+    """A pretraining model without a tokenizer is an error that says how its inputs are made."""
+    model = open_tiny("pretraining")
+    blind = Model(model.model, None, "pretraining", model.folder)
+    with pytest.raises(ModelError, match="only texts") as caught:
+        predict(blind, "a text")
+    assert "model.processor" in (caught.value.hint or "")

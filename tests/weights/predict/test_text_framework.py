@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights import predict as package
+from modelyard.weights.load import load
+from modelyard.weights.loading.lock import loading
 from modelyard.weights.model import Model
 from modelyard.weights.predict import PREDICTORS, predict
 from modelyard.weights.predict.batching import find_predictor, running
@@ -149,25 +151,55 @@ def test_memory_that_ran_out_says_what_fits(error: Exception, monkeypatch: pytes
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def test_an_adapter_is_used_for_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`adapter` reaches the switch of adapters for the time of the call; without it nothing is switched."""
-    from modelyard.weights.loading import adapters
+def test_an_adapter_is_used_for_the_call(tmp_path: Path) -> None:
+    """`adapter` answers with that adapter or with the base alone, each as PEFT computes it; then all is as before."""
+    base = text.MODELS[TASK](tmp_path / "base")
+    wanted: dict[str | None, list[float]] = {}
+    for name, seed in (("fr", 1), ("de", 2)):
+        adapted = make_adapter(base, tmp_path / name, seed)
+        batch = open_tiny(TASK).processor(text.TEXTS[0], return_tensors="pt")
+        wanted[name] = adapted(**batch).logits[0].softmax(-1).tolist()
+        with adapted.disable_adapter():
+            wanted[None] = adapted(**batch).logits[0].softmax(-1).tolist()
+    model = load(base, task=TASK, adapters={"fr": tmp_path / "fr", "de": tmp_path / "de"})
+    found: dict[Any, list[float]] = {}
+    asked: tuple[Any, ...] = ("fr", "de", None, ...)
+    for adapter in asked:
+        scores = {row.label: row.score for row in model.predict(text.TEXTS[0], adapter=adapter).labels}
+        found[adapter] = [scores[label] for label in text.LABELS]
+    assert found == {...: found["fr"]} | {name: pytest.approx(scores, abs=1e-5) for name, scores in wanted.items()}
+    assert found[...] == found["fr"] != found["de"]
+    assert found["fr"] != pytest.approx(found[None], abs=1e-3)
+    with pytest.raises(RequestError, match="no adapter `es`"):
+        predict(model, "a text", adapter="es")
 
-    seen: list[Any] = []
 
-    @contextmanager
-    def using(_model: Any, name: str | None) -> Iterator[None]:
-        seen.append(name)
-        yield
-        seen.append("done")
+def make_adapter(base: Path, folder: Path, seed: int) -> Any:
+    """A LoRA with random factors on the classifier in `base`, saved to `folder`, in eval mode."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
 
-    monkeypatch.setattr(adapters, "using", using)
-    model = open_tiny(TASK)
-    predict(model, "a text")
-    assert seen == []
-    predict(model, "a text", adapter="fr")
-    predict(model, "a text", adapter=None)
-    assert seen == ["fr", "done", None, "done"]
+    torch.manual_seed(seed)
+    values: dict[str, Any] = {"r": 4, "target_modules": ["query", "value"], "modules_to_save": []}
+    plain = AutoModelForSequenceClassification.from_pretrained(base)
+    with loading():  # PEFT reads an attribute that transformers has renamed, and warns of it
+        adapted = get_peft_model(plain, LoraConfig(**values))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(str(folder))
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("task", ["text-classification", "feature-extraction", "time-series-regression"])
+def test_values_that_are_no_numbers_are_an_error(task: str, tmp_path: Path) -> None:
+    """A model that overflows is refused by name, instead of answering with NaN as if that were a score."""
+    model = load({**text.MODELS, **timeseries.MODELS}[task](tmp_path / "model"), task=task)
+    with torch.no_grad():
+        for values in model.model.parameters():
+            values.fill_(torch.nan)
+    with pytest.raises(ModelError, match="no numbers"):
+        predict(model, SAMPLES[task])
 
 
 def test_threads_share_one_model() -> None:

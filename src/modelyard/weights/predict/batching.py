@@ -196,7 +196,7 @@ def predict(
     rows = [inputs] if one else list(inputs)
     warn_untrained(model)
     chosen = PredictOptions(model.task, batch_size, truncation, options)
-    with using_adapter(model, adapter):
+    with model.computing(adapter):
         results = predictor(model, rows, chosen) if rows else []
     return results[0] if one else results
 
@@ -249,18 +249,6 @@ def warn_untrained(model: Model) -> None:
     )
 
 
-@contextmanager
-def using_adapter(model: Model, adapter: Any) -> Iterator[None]:
-    """Answer with the adapter of that name inside the block; None is the base, ... the active one."""
-    if adapter is ...:
-        yield
-        return
-    from modelyard.weights.loading import adapters
-
-    with adapters.using(model, adapter):
-        yield
-
-
 def batches(rows: Sequence[Item], size: int) -> Iterator[list[Item]]:
     """`rows` in order, `size` at a time."""
     for at in range(0, len(rows), size):
@@ -301,11 +289,29 @@ def forward(model: Model, inputs: Mapping[str, Any], **more: Any) -> Any:
     Floating-point tensors (pixels, audio features, series) are cast to the model's own dtype.
 
     Raises:
-        ModelError: Memory ran out (code `out_of_memory`).
+        ModelError: Memory ran out (code `out_of_memory`), or the model computed something that is no number.
     """
     shape = getattr(inputs.get("input_ids"), "shape", (None, None))
     with running(model, batch=shape[0], length=shape[-1]):
-        return model.model(**to_device(model, inputs), **more)
+        outputs = model.model(**to_device(model, inputs), **more)
+        check_numbers(model, outputs)
+    return outputs
+
+
+def check_numbers(model: Model, outputs: Any) -> None:
+    """Refuse outputs that hold NaN: an answer made of them would look like any other.
+
+    Raises:
+        ModelError: The first tensor of the outputs holds NaN.
+    """
+    import torch
+
+    first = outputs if isinstance(outputs, torch.Tensor) else outputs[0] if len(outputs) else None
+    if isinstance(first, torch.Tensor) and first.is_floating_point() and bool(torch.isnan(first).any()):
+        raise ModelError(
+            f"`{model.folder}` computed values that are no numbers (NaN)",
+            hint=f'the weights or the dtype are at fault: load it with dtype="float32", or run `yard doctor {model.folder}`',
+        )
 
 
 def to_device(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,10 @@ _RELATIVE = frozenset(
 """Model types whose config has a length that their weights do not: positions are relative."""
 
 
+_TOGETHER = 512
+"""Texts that are tokenized in one call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The tokens of one row, or of one window of it.
@@ -112,7 +116,8 @@ def find_limit(model: Model) -> int | None:
     inner = core(model.model)
     said = getattr(model.tokenizer, "model_max_length", None)
     limits = [said] if isinstance(said, int) and 0 < said < 10**9 else []
-    if inner.config.model_type not in _RELATIVE:
+    # DeBERTa without absolute positions reads on beyond the length in its config, as the types above do.
+    if inner.config.model_type not in _RELATIVE and getattr(inner.config, "position_biased_input", True):
         context = read_context(inner.config)
         if context is not None:
             limits.append(context - _unused_positions(inner))
@@ -183,36 +188,47 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, str | None]], rows: Sequen
         RequestError: A text has no tokens at all.
     """
     numbers = list(range(len(texts)) if rows is None else rows)
-    found = []
-    for row, (first, second) in zip(numbers, texts, strict=True):
-        fast = bool(getattr(tokenizer, "is_fast", False))
-        given = tokenizer(
-            first, second, return_special_tokens_mask=not fast, return_offsets_mapping=fast, verbose=False
-        )
-        item = _read_fast(row, given) if fast else _read_slow(row, given, tokenizer, first)
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    found: list[Encoded] = []
+    for part in batches(list(zip(numbers, texts, strict=True)), _TOGETHER):
+        found += _encode_fast(tokenizer, part) if fast else [_encode_slow(tokenizer, *item) for item in part]
+    for item in found:
         if not item.ids:
             raise RequestError(
-                f"row {row} has no tokens", hint="give a text that is not empty", field="inputs", row=row
+                f"row {item.row} has no tokens", hint="give a text that is not empty", field="inputs", row=item.row
             )
-        found.append(item)
     return found
 
 
-def _read_fast(row: int, given: Any) -> Encoded:
-    ids = tuple(given["input_ids"])
-    return Encoded(
-        row=row,
-        ids=ids,
-        extra=_read_extra(given, len(ids)),
-        sequence=tuple(given.sequence_ids(0)),
-        offsets=tuple((int(start), int(end)) for start, end in given["offset_mapping"]),
-        words=tuple(given.word_ids(0)),
-        positions=tuple(range(len(ids))),
-    )
+def _encode_fast(tokenizer: Any, part: Sequence[tuple[int, tuple[str, str | None]]]) -> list[Encoded]:
+    """Several texts at once where all are alone or all are pairs, as nearly always; else one by one."""
+    pairs = {second is not None for _, (_, second) in part}
+    if len(pairs) > 1:
+        return [item for each in part for item in _encode_fast(tokenizer, [each])]
+    firsts, seconds = [first for _, (first, _) in part], [second for _, (_, second) in part]
+    given = tokenizer(firsts, seconds if pairs == {True} else None, return_offsets_mapping=True, verbose=False)
+    found = []
+    for at, (row, _) in enumerate(part):
+        ids = tuple(given["input_ids"][at])
+        values = {name: column[at] for name, column in given.items()}
+        found.append(
+            Encoded(
+                row=row,
+                ids=ids,
+                extra=_read_extra(values, len(ids)),
+                sequence=tuple(given.sequence_ids(at)),
+                offsets=tuple((int(start), int(end)) for start, end in values["offset_mapping"]),
+                words=tuple(given.word_ids(at)),
+                positions=tuple(range(len(ids))),
+            )
+        )
+    return found
 
 
-def _read_slow(row: int, given: Any, tokenizer: Any, first: str) -> Encoded:
+def _encode_slow(tokenizer: Any, row: int, texts: tuple[str, str | None]) -> Encoded:
     """A tokenizer in Python knows its special tokens and no more: the first text has as many tokens as it has alone."""
+    first, second = texts
+    given = tokenizer(first, second, return_special_tokens_mask=True, verbose=False)
     ids = tuple(given["input_ids"])
     alone = len(tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
     sequence: list[int | None] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from modelyard.errors import ModelError
 from modelyard.weights.predict.batching import batches, forward, refuse_windows, to_numpy
 from modelyard.weights.predict.encoding import (
     check_text,
@@ -30,10 +31,15 @@ def run(model: Model, rows: list[Any], options: PredictOptions) -> list[RawOutpu
 
     Raises:
         RequestError: An option, a row that is no text, or one that is too long.
-        ModelError: The model has no tokenizer.
+        ModelError: The model reads no texts.
     """
     options.take_none()
     refuse_windows(options)
+    if model.tokenizer is None:
+        raise ModelError(
+            f"`{model.folder}` was pretrained on pictures or sounds: only texts are read here for this task",
+            hint="give `model.model` what `model.processor` makes of them, or load it with another task",
+        )
     tokenizer = find_tokenizer(model)
     texts = [(check_text(value, row), None) for row, value in enumerate(rows)]
     items = hold(encode(tokenizer, texts), find_limit(model), options)
