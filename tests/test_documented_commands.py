@@ -87,7 +87,7 @@ def test_every_command_of_the_page_works(page: Path, quickstart: Quickstart, tmp
 
 def test_the_python_of_the_readme_runs(quickstart: Quickstart) -> None:
     """The README's Python, as written, loads the promoted version and answers."""
-    (source,) = blocks(README, "python")
+    source, _ = blocks(README, "python")
     done = subprocess.run(
         [sys.executable, "-c", source], env=quickstart.environment, capture_output=True, text=True, check=False
     )
@@ -95,6 +95,33 @@ def test_the_python_of_the_readme_runs(quickstart: Quickstart) -> None:
     assert done.returncode == 0, done.stderr
     assert "quickstart/support@v2 merged" in done.stdout
     assert '{"intent": "track_parcel", "parcel": "KX-4821"}' in done.stdout
+
+
+def test_the_readme_reads_a_text_an_image_and_a_sound(tmp_path: Path) -> None:
+    """The README's second Python block answers for three kinds of models, and says what nobody trained."""
+    import soundfile
+    from PIL import Image
+
+    from task_models import audio, text, vision
+
+    for models, task, name in (
+        (text, "text-classification", "classifier"),
+        (text, "feature-extraction", "encoder"),
+        (vision, "image-classification", "image-classifier"),
+        (audio, "ctc", "speech"),
+    ):
+        models.MODELS[task](tmp_path / name)
+    Image.fromarray(vision.picture()).save(tmp_path / "photo.png")
+    soundfile.write(tmp_path / "speech.wav", audio.sound(), 16000)
+    _, source = blocks(README, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
+    labels, untrained = done.stdout.splitlines()
+    assert len(labels.split()) >= 2
+    assert "classifier.weight" in untrained
 
 
 def test_the_guide_works_from_its_first_command_to_its_last(quickstart: Quickstart, tmp_path: Path) -> None:
