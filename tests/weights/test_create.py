@@ -117,6 +117,18 @@ def test_a_load_may_be_random_too(tmp_path: Path) -> None:
     assert not model.model.training
 
 
+def test_a_configuration_alone_is_enough_for_a_random_load(tmp_path: Path) -> None:
+    """A folder with nothing but config.json gives a model of random weights, marked; without `random` it is no model."""
+    make_llama().config.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace('"architectures": null', '"x": 1')
+    )
+    made = load(tmp_path, random=True, task="text-generation")
+    assert (made.untrained.kind, made.processor, made.task) == ("random", None, "text-generation")
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        load(tmp_path, task="text-generation")
+
+
 def test_keys_of_a_configuration_inside_another_are_set_by_their_path() -> None:
     """`text_config.hidden_size` reaches inside, and leaves what is beside it."""
     values: dict[str, Any] = {

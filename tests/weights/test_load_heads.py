@@ -194,11 +194,14 @@ def test_options_that_contradict_themselves_are_refused() -> None:
         ({"num_labels": 2, "id2label": {0: "a"}}, "has 1 entries", "leave `num_labels` out"),
         ({"id2label": {1: "a"}}, "0 to n-1", 'e.g. {0: "no", 1: "yes"}'),
         ({"seed": -1}, "`seed` is -1", "a whole number from 0"),
+        ({"random": True, "device_map": "auto"}, "drawn on one device", "give `device` instead"),
+        ({"random": True, "quantization": "bnb-8bit"}, "not quantized while", "save the model, and load that with"),
+        ({"offload_folder": "x"}, "is for what a device map puts on disk", 'device_map="auto"'),
         ({"task": "fil-mask"}, "no task `fil-mask`", "did you mean `fill-mask`?"),
     ):
         with pytest.raises(RequestError, match=words) as caught:
             LoadOptions(**values)
-        assert caught.value.hint == hint
+        assert str(caught.value.hint).startswith(hint)
 
 
 def test_renamed_tensors_are_told_by_their_names_in_the_model(tmp_path: Path) -> None:

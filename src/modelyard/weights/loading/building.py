@@ -236,22 +236,28 @@ def take(model: Any, task: str, dtype: Any, casts: dict[str, int]) -> Built:
 
 
 def adapter_hints(folders: Mapping[str, Path]) -> Hints:
-    """What the adapters in `folders` say about their base."""
-    for folder in folders.values():
-        said = read_json(FolderFiles(folder), "adapter_config.json")
-        task = _TASK_TYPES.get(str(said.get("task_type")))
-        kept = [name for name in (said.get("modules_to_save") or ()) if isinstance(name, str)]
-        path = folder / "adapter_model.safetensors"
-        tensors = read_header(path).tensors if path.exists() else {}
-        heads = {
-            name.removeprefix("base_model.model."): info.shape
-            for name, info in tensors.items()
-            if any(f".{module}." in f".{name}." for module in kept)
-        }
-        sizes = {shape[0] for name, shape in heads.items() if shape and _is_head(name)}
-        labelled = task in {"text-classification", "token-classification"} and len(sizes) == 1
-        return Hints(task, sizes.pop() if labelled else None, tuple(heads))
-    return Hints()
+    """What the adapters in `folders` say about their base: the first its task and labels, all of them which head they hold."""
+    found = [_hint(folder) for folder in folders.values()]
+    if not found:
+        return Hints()
+    heads = set(found[0].heads).intersection(*(each.heads for each in found[1:]))
+    return Hints(found[0].task, found[0].num_labels, tuple(sorted(heads)))
+
+
+def _hint(folder: Path) -> Hints:
+    said = read_json(FolderFiles(folder), "adapter_config.json")
+    task = _TASK_TYPES.get(str(said.get("task_type")))
+    kept = [name for name in (said.get("modules_to_save") or ()) if isinstance(name, str)]
+    path = folder / "adapter_model.safetensors"
+    tensors = read_header(path).tensors if path.exists() else {}
+    heads = {
+        name.removeprefix("base_model.model."): info.shape
+        for name, info in tensors.items()
+        if any(f".{module}." in f".{name}." for module in kept)
+    }
+    sizes = {shape[0] for name, shape in heads.items() if shape and _is_head(name)}
+    labelled = task in {"text-classification", "token-classification"} and len(sizes) == 1
+    return Hints(task, sizes.pop() if labelled else None, tuple(heads))
 
 
 def _is_head(name: str) -> bool:

@@ -69,6 +69,25 @@ class LoadOptions:
                 field="config",
             )
         _check_labels(self.num_labels, self.id2label)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.random and self.device_map is not None:
+            raise RequestError(
+                "`random` weights are drawn on one device", hint="give `device` instead", field="device_map"
+            )
+        if self.random and not (self.quantization is None or self.quantization == "int8-dynamic"):
+            raise RequestError(
+                "`random` weights are not quantized while they are drawn",
+                hint="save the model, and load that with `quantization`",
+                field="quantization",
+            )
+        if self.offload_folder is not None and self.device_map is None:
+            raise RequestError(
+                "`offload_folder` is for what a device map puts on disk",
+                hint='device_map="auto"',
+                field="offload_folder",
+            )
 
     def relabels(self) -> bool:
         """Whether the caller says how many labels the head has."""
