@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -289,10 +290,14 @@ def test_adapters_are_chosen_per_call(tmp_path: Path) -> None:
                 del streams[name]
             else:
                 pieces[name].append(piece)
-    answers: dict[str | None, str] = {**alone, None: plain}  # type: ignore[dict-item]
-    assert {name: "".join(parts) for name, parts in pieces.items()} == answers
+    streamed = {name: "".join(parts) for name, parts in pieces.items()}
+    assert (streamed.pop(None), streamed) == (plain, alone)
     beams = model.generate("hi", adapter="de", num_beams=3, **asked)
     assert beams == load(folders["de"], base=base).generate("hi", num_beams=3, **asked)
+    names = [*folders, None] * 3
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda name: model.generate("hi", adapter=name, **asked), names))
+    assert answers == [*alone.values(), plain] * 3
     with pytest.raises(RequestError, match="no adapter `es`"):
         model.generate("hi", adapter="es")
 

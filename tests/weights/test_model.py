@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.defaults import read_defaults
 from modelyard.weights.load import load
 from modelyard.weights.model import Model
-from tiny_models import make_llama, make_tokenizer, save_model
+from task_models import multimodal, vision
+from tiny_models import make_llama, make_tokenizer, save_adapter, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,3 +198,90 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
         model.model.model.norm.weight.fill_(torch.inf)
     with pytest.raises(ModelError, match="not finite"):
         model.generate("hi")
+
+
+def test_a_model_says_what_it_is(model: Model) -> None:
+    """Configuration, bare decoder, tokenizer, parameters and bytes are transformers' own; what a load did not say is None."""
+    core = model.model
+    assert model.config is core.config
+    assert model.base_model is core.model
+    assert model.tokenizer is model.processor
+    assert model.num_parameters() == core.num_parameters() == sum(p.numel() for p in core.parameters())
+    assert model.footprint == core.get_memory_footprint()
+    assert model.adapters == ()
+    assert (model.version, model.base, model.untrained) == (None, None, None)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_bare_model_of_an_adapted_one_is_the_bases(tmp_path: Path) -> None:
+    """With an adapter on it, `base_model` and `config` are those of the model beneath, and only its parameters train."""
+    base = save_model(tmp_path / "base")
+    plain, adapted = load(base), load(save_adapter(tmp_path / "adapter", base), base=base)
+    assert type(adapted.base_model) is type(plain.base_model)
+    assert adapted.config.to_dict().keys() == plain.config.to_dict().keys()
+    assert adapted.num_parameters() > plain.num_parameters()
+    assert adapted.num_parameters(trainable=True) == 0
+    assert plain.num_parameters(trainable=True) == plain.num_parameters()
+
+
+def test_a_processor_of_several_parts_has_its_tokenizer(tmp_path: Path) -> None:
+    """A model that sees has a tokenizer inside its processor; one that only sees has none, and says so."""
+    seeing = load(multimodal.MODELS["image-text-to-text"](tmp_path / "seeing"))
+    assert seeing.tokenizer is seeing.processor.tokenizer
+    assert seeing.tokenize_text("hi") == seeing.tokenizer.encode("hi")
+    blind = load(vision.MODELS["image-classification"](tmp_path / "blind"))
+    assert blind.tokenizer is None
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        blind.tokenize_text("hi")
+
+
+def test_text_comes_back_from_ids(model: Model) -> None:
+    """`detokenize` undoes `tokenize_text`, and names an id that does not exist."""
+    assert model.detokenize(model.tokenize_text("where is my card")) == "where is my card"
+    assert model.detokenize(model.tokenize("hi"), skip_special=True) == "hi"
+    with pytest.raises(RequestError, match="no token 9999"):
+        model.detokenize([5, 9999])
+
+
+def test_modes_and_places_are_switched(tmp_path: Path) -> None:
+    """`train` and `eval` switch the mode and give the model back; `to` moves it to a device that is here, and names one
+    that is not.
+    """
+    model = load(save_model(tmp_path))
+    assert not model.model.training
+    assert model.train() is model
+    assert model.model.training
+    assert not model.eval().model.training
+    assert model.to("cpu") is model
+    for device in ("cuda:63", "tpu"):
+        with pytest.raises(RequestError):
+            model.to(device)
+
+
+def test_a_model_trains_after_it_has_answered(tmp_path: Path) -> None:
+    """No tensor of inference mode stays in the model: gradients flow after both loops and a stream have run."""
+    model = load(save_model(tmp_path))
+    model.generate("hi", max_new_tokens=3)
+    model.generate("hi", max_new_tokens=3, num_beams=2)
+    list(model.stream("hi", max_new_tokens=3, no_repeat_ngram_size=2))
+    ids = torch.tensor([model.tokenize("where is my card")])
+    model.train().model(input_ids=ids, labels=ids).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.model.parameters() if p.requires_grad)
+    assert not any(tensor.is_inference() for tensor in (*model.model.parameters(), *model.model.buffers()))
+
+
+def test_threads_get_their_own_answers(model: Model) -> None:
+    """Four threads that ask one model for different strategies and seeds get what each gets alone."""
+    asked: list[dict[str, Any]] = [
+        {"num_beams": 3},
+        {"no_repeat_ngram_size": 2, "suppress_tokens": [5]},
+        {"temperature": 1.4, "seed": 3, "num_beams": 2},
+        {"temperature": 1.4, "seed": 4, "typical_p": 0.9},
+        {"temperature": 1.4, "seed": 5},
+        {"prompt_lookup_num_tokens": 2},
+    ]
+    alone = [model.generate("where is my card", max_new_tokens=10, **each) for each in asked]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = pool.map(lambda each: model.generate("where is my card", max_new_tokens=10, **each), asked)
+            assert list(found) == alone

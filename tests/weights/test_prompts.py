@@ -193,3 +193,12 @@ def test_the_frames_of_a_video_reach_the_processor(
     part, text = given[-1][0]["content"]
     assert text == {"type": "text", "text": "hi"}
     assert [np.asarray(frame).tolist() for frame in part["video"]] == [frame.tolist() for frame in frames]
+
+
+def test_a_loop_by_itself_takes_tokens_only(tmp_path: Path) -> None:
+    """What the engine steps has no place for pixels: a picture is refused there instead of being left out."""
+    model = load(ARCHITECTURES["image-text-to-text"]["gemma3"](tmp_path), task="text-generation")
+    text = {"type": "text", "text": "hi"}
+    assert model.prepare(ask(text), {}).prompt_ids == model.prepare("hi", {}).prompt_ids
+    with pytest.raises(RequestError, match="takes tokens"):
+        model.prepare(ask({"type": "image", "image": picture()}, text), {})

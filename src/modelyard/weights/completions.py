@@ -184,7 +184,8 @@ def _prepare(model: Model, prompt: Prompt, request: Request) -> _Row:
         params = replace(params, max_new_tokens=room)
     limit = check_context(tokens, params, defaults)
     _check_least(request, model, limit, before=1 if defaults.encoded else tokens)
-    by = request.by if Decoder.decodes(core) and not given.tensors else "transformers"
+    ours = model.task == "text-generation" and not given.tensors and Decoder.decodes(core)
+    by = request.by if ours else "transformers"
     request = replace(request, by=by)
     ends = defaults.eos_ids if request.eos_ids is None else request.eos_ids
     many = by == "transformers" and not library_loop.steps(core, request)

@@ -21,7 +21,7 @@ from modelyard.weights.completions import Completion
 from modelyard.weights.decoder import Decoder
 from modelyard.weights.defaults import read_defaults
 from modelyard.weights.generation import Generation, GenerationDefaults, check_context, resolve_params
-from modelyard.weights.prompts import Prompt, read_prompt
+from modelyard.weights.prompts import Given, Prompt, read_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -272,7 +272,14 @@ class Model:
         """
         self._check_decodes()
         resolved = resolve_params(params, self.defaults)
-        prompt_ids = tuple(self.tokenize(prompt) if prompt is not None else ids or ())
+        given = Given(tuple(ids or ())) if prompt is None else read_prompt(self.processor, self.tokenizer, prompt)
+        if given.has_media:
+            raise RequestError(
+                "the prompt holds images, sounds or videos, and a decoding loop by itself takes tokens",
+                hint="use `generate`, `complete` or `stream`",
+                field="messages",
+            )
+        prompt_ids = given.ids
         completions.check_ids(prompt_ids, self.core)
         limit = check_context(len(prompt_ids), resolved, self.defaults)
         return Generation(prompt_ids, resolved, limit, self.defaults.eos_ids, self.tokenizer)

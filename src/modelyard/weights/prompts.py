@@ -22,6 +22,8 @@ Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | Mapping[str, Any]
 
 _KINDS = {"image": "images", "audio": "audio", "video": "videos"}
 
+_OF_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -36,6 +38,11 @@ class Given:
     ids: tuple[int, ...]
     text: str | None = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_media(self) -> bool:
+        """Whether there is more to it than tokens."""
+        return not set(self.tensors) <= _OF_TOKENS
 
 
 def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt) -> Given:
