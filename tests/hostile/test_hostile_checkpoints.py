@@ -138,6 +138,43 @@ def template(text: str) -> Build:
     return build
 
 
+def many_templates(folder: Path) -> None:
+    """A template for each of a thousand names, each as slow as it may be."""
+    lora(4, (4, 8), (8, 4))(folder)
+    held = [{"name": f"t{number}", "template": "{{ 1 }}"} for number in range(1000)]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": held}))
+
+
+def slow_pattern(folder: Path) -> None:
+    """A pattern of ranks that takes longer than the universe to match."""
+    lora(4, (4, 8), (8, 4))(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"rank_pattern": {"(q+)+x": 4, ".*.*.*.*.*.*.*x": 4}})
+    )
+    factors = {
+        f"base_model.model.{'q' * 4000}.lora_{s}.weight": v
+        for s, v in zip("AB", (np.ones((4, 8)), np.ones((8, 4))), strict=True)
+    }
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+def endless(**config: Any) -> Build:
+    """A configuration that asks for a model which nobody could build."""
+
+    def build(folder: Path) -> None:
+        sound(folder)
+        held = {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 8,
+            "num_attention_heads": 1,
+        }
+        (folder / "config.json").write_text(json.dumps(held | config))
+
+    return build
+
+
 def lora(rank: Any, a: tuple[int, int], b: tuple[int, int]) -> Build:
     """An adapter of one module with factors of these shapes."""
 
@@ -211,18 +248,22 @@ CASES = [
     (21, "tar", file("extra.tar", tar()), "archive unknown_architecture", "archive"),
     (22, "auto_map", file("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["x.y", null]}}'), "remote_code unknown_architecture", "remote_code"),
     (22, "kernel from a hub", file("processor_config.json", b'{"a": {"_attn_implementation": "someone/kernel"}}'), "remote_code unknown_architecture", "remote_code"),
+    (22, "a billion layers", endless(num_hidden_layers=10**9), "unknown_architecture no_tokenizer no_generation_config", None),
+    (22, "layers inside", endless(text_config={"num_hidden_layers": 10**9}), "unknown_architecture no_tokenizer no_generation_config", None),
     (23, "globals", template("{{ lipsum.__globals__ }}"), "template_unsafe", None),
     (23, "subclasses", template("{{ ''|attr('__class__') }}"), "template_unsafe", None),
     (23, "loops", template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"), "template_unsafe", None),
     (23, "a gigabyte", template("{{ 'a' * 10**9 }}"), "template_unsafe", None),
     (23, "a width", template("{{ '%1000000000d' % 1 }}"), "template_unsafe", None),
     (23, "a flood", template("{% for a in range(9000) %}{{ 'a' * 1000 }}{% endfor %}"), "template_unsafe", None),
+    (23, "many templates", many_templates, "template_unsafe", None),
     (24, "2^62 tensors", gguf(1 << 62, 0), "too_many_tensors", None),
     (24, "2^62 keys", gguf(0, 1 << 62), "too_many_keys", None),
     (24, "type 999", gguf(1, 0, tensor(999, 8)), "unknown_type", None),
     (24, "beyond the file", gguf(1, 0, tensor(0, 1 << 40)), "truncated", None),
     (25, "rank 0", lora(0, (0, 8), (8, 0)), "bad_rank", None),
     (25, "rank above the layer", lora(16, (16, 8), (8, 16)), "bad_rank", None),
+    (25, "slow pattern", slow_pattern, "", None),
     (25, "another rank", lora(2, (4, 8), (8, 4)), "rank_mismatch", None),
 ]  # fmt: skip
 

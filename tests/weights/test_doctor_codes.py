@@ -138,6 +138,23 @@ def test_a_sound_gguf_file_has_no_findings(tmp_path: Path) -> None:
     assert find(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_sound_quantized_weights_have_no_findings(originals: Path, tmp_path: Path, bits: int) -> None:
+    """Weights that bitsandbytes packed, as transformers saves them, have nothing wrong; without a module's parts, it is missing."""
+    import transformers
+
+    configure: Any = transformers.BitsAndBytesConfig
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    asked = configure(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+    folder = tmp_path / "packed"
+    load(originals / "llama", quantization_config=asked).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    assert [found.message for found in find(folder)] == []
+    rewrite(folder, lambda held: {name: value for name, value in held.items() if "layers.1.mlp.up_proj" not in name})
+    assert "model.layers.1.mlp.up_proj.weight" in only(folder, "missing_tensors").message
+
+
 def test_a_single_safetensors_file_is_examined(llama: Path) -> None:
     """One file is examined by itself: its header and its values, and not what a folder should hold."""
     path = llama / "model.safetensors"

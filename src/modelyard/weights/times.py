@@ -139,8 +139,10 @@ class _Watch:
 def _stages(watch: _Watch, model: Model) -> list[Stage]:
     """In the order of `STAGES`: the gaps are resolving, and building is split into casting and placing."""
     found = dict(watch.stages)
-    resolve = found.get("resolve", Stage("resolve", 0.0, 0))
-    found["resolve"] = Stage("resolve", resolve.seconds + watch.before, resolve.bytes)
+    # A load that reports no reading (a GGUF file, random weights) builds in the gap.
+    gap = "resolve" if "read" in found else "place"
+    known = found.get(gap, Stage(gap, 0.0, 0))
+    found[gap] = Stage(gap, known.seconds + watch.before, known.bytes)
     if "cast" in found:
         built = found["cast"]
         seconds, size = _cast_again(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _ranks(config: Mapping[str, Any], pairs: Mapping[str, _Pair]) -> Iterator[Fi
     for module, pair in pairs.items():
         if pair.a is None or pair.b is None or not pair.a or len(pair.b) < 2:
             continue
-        rank, into, out = pair.a[0], pair.a[1] if len(pair.a) > 1 else 0, pair.b[0]
+        rank, into, out = pair.a[0], math.prod(pair.a[1:]), pair.b[0]
         wanted = _pattern(config, module)
         who = f"`{show_name(module)}`"
         code, what = "", ""
@@ -128,8 +129,16 @@ def _pattern(config: Mapping[str, Any], module: str) -> Any:
     for key, rank in patterns.items() if isinstance(patterns, dict) else ():
         if module == key or module.endswith(f".{key}"):
             return rank
+        # A pattern of a stranger: one that could take for ever to match is not matched.
+        if (
+            len(key) > 200
+            or len(module) > 256
+            or sum(key.count(sign) for sign in "*+{") > 2
+            or re.search(r"\)[*+{]", key)
+        ):
+            continue
         try:
-            if len(key) <= 200 and re.match(rf"(.*\.)?({key})$", module):
+            if re.match(rf"(.*\.)?({key})$", module):
                 return rank
         except re.error:
             continue

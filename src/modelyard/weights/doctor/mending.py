@@ -143,7 +143,8 @@ def _copy(case: Case, folder: Path, made: Mended) -> None:
         needless = content in FOREIGN or content in {"pickle", "safetensors", "gguf"}
         # What a failed download left in the place of weights that nothing needs.
         needless = needless or (content in {"html", "lfs-pointer"} and name in case.broken)
-        if needless and case.weights is not None and "/" not in name:
+        inner = "/" in name and content in {"safetensors", "gguf"}  # another model's, of a pipeline of several
+        if needless and case.weights is not None and not inner:
             made.left.append(name)
             continue
         copy_file(case.files, name, folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.architecture import compare_tensors
@@ -25,6 +26,8 @@ __all__ = ["examine_names", "unwrap"]
 _LEADING = ("module.", "_orig_mod.", "base_model.model.")
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _LAYER = re.compile(r"^(.*?\.(?:layers|layer|h|block|blocks)|(?:layers|layer|h|block|blocks))\.(\d+)\.")
+_COUNTS = re.compile(r"(layers?|depths?|blocks|stages|experts|layer_types)$")
+_MOST = 5000
 _TIED_HEADS = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
 _LABELS = re.compile(
     r"(^|\.)(classifier|score|qa_outputs|classification_head|out_proj|cls_classifier|dense)\b.*(weight|bias)$"
@@ -56,6 +59,10 @@ def examine_names(case: Case) -> Iterator[Finding]:
     from modelyard.weights.loading.quantization import quiet_imports
 
     quiet_imports()
+    if (asked := _outlandish(case.config)) is not None:
+        what = f"config.json asks for `{show_name(asked)}`, more than any model has, and was not built"
+        yield make("unknown_architecture", what, "correct config.json, or fetch it again")
+        return
     shapes = {name: weights.info(name).shape for name in weights.home}
     try:
         compared = compare_tensors(case.config, shapes)
@@ -67,6 +74,9 @@ def examine_names(case: Case) -> Iterator[Finding]:
     if prefix is not None:
         what = f"all {len(shapes)} tensor names begin with `{show_name(prefix)}`, so a loader finds none of them"
         yield make("wrapped_names", what, case.mend)
+        return
+    if case.config.get("quantization_config"):
+        yield from _missing(case, _packed(compared, shapes), shapes)
         return
     yield from _missing(case, compared, shapes)
     yield from _unexpected(compared, shapes)
@@ -109,6 +119,30 @@ def _common_prefix(case: Case, compared: Comparison, shapes: Mapping[str, tuple[
         return None
     again = compare_tensors(case.config, stripped)
     return prefix if not again.unexpected and len(again.missing) < len(compared.missing) else None
+
+
+def _outlandish(config: Mapping[str, Any]) -> str | None:
+    """A count of layers or the like that would keep this machine busy, as `key: value`; None where all are sensible."""
+    stack: list[Any] = [config]
+    while stack:
+        item = stack.pop()
+        if not isinstance(item, dict):
+            continue
+        for key, value in item.items():
+            parts = value if isinstance(value, list) else [value]
+            counts = [part for part in parts if type(part) is int]
+            if _COUNTS.search(key) and (len(parts) > _MOST or max(counts, default=0) > _MOST):
+                return f"{key}: {max(counts, default=len(parts))}"
+            stack += parts
+    return None
+
+
+def _packed(compared: Comparison, shapes: Mapping[str, object]) -> Comparison:
+    """For quantized weights, which keep each matrix in parts of other names and shapes: a module is there if any part is."""
+    modules = {name.rpartition(".")[0] for name in shapes}
+    modules |= {module.rpartition(".")[0] for module in modules}
+    missing = tuple(name for name in compared.missing if name.rpartition(".")[0] not in modules)
+    return replace(compared, missing=missing, unexpected=(), mismatched=())
 
 
 def _missing(case: Case, compared: Comparison, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ LIMITS: Mapping[str, int] = {"seconds": 1, "memory": 512 << 20, "output": 8 << 2
 _WORKER = Path(__file__).parent.with_name("_template_worker.py")
 _CLOCK = 60.0  # seconds on the clock: a busy machine is no fault of the template
 _TEXT_LIMIT = 4 << 20
+_MOST = 16  # templates that are rendered, of one checkpoint
 _ANSWER = "modelyard answer"
 _ROLE_MARKS = (
     "<|im_start|>",
@@ -139,7 +140,10 @@ def examine_templates(case: Case, vocabulary: Vocabulary | None, base: Files | N
     default = templates.get("default") or next(iter(templates.values()), None)
     yield from _against_base(case, vocabulary, default, base)
     variables = vocabulary.named if vocabulary else {}
-    for name, (file, text) in templates.items():
+    if len(templates) > _MOST:
+        what = f"there are {len(templates)} chat templates, and {_MOST} were looked at: no model needs so many"
+        yield make("template_unsafe", what, _replace(case, base))
+    for name, (file, text) in list(templates.items())[:_MOST]:
         done = render_template(text, variables)
         if done.unsafe:
             what = f"the chat template `{show_name(name)}` in `{show_name(file)}` is not safe to render: {_words(done)}"
