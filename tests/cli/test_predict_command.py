@@ -149,3 +149,14 @@ def test_truncation_and_untrained_weights(
     assert code == 0
     assert "warning:" in err
     assert json.loads(out)["result"]["label"]
+
+
+def test_the_table_says_how_long_lists_of_numbers_are(
+    folders: dict[str, Path], call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Token ids and arrays do not fill the table: their number or shape stands there."""
+    writer = text.MODELS["text2text-generation"](tmp_path / "writer")
+    code, out, _ = call(writer, "my card", "--set", "max_new_tokens=12")
+    assert code == 0
+    assert "12 numbers" in out
+    assert "float32 (8,)" in call(folders["series"], json.dumps(timeseries.series().tolist()))[1]

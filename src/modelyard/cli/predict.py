@@ -26,6 +26,9 @@ __all__ = ["predict"]
 _SHOWN = 48
 """Characters of an input that the table shows."""
 
+_NUMBERS = 8
+"""Numbers of a list that the table shows; of longer ones it says how many there are."""
+
 
 @click.command()
 @click.argument("source")
@@ -187,7 +190,8 @@ def _show(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_show(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_show(item) for item in value)
+        many = len(value) > _NUMBERS and all(isinstance(item, int | float) for item in value)
+        return f"{len(value)} numbers" if many else ", ".join(_show(item) for item in value)
     if hasattr(value, "__dataclass_fields__"):
         return " ".join(_cells(value).values())
     return "" if value is None else str(value)
