@@ -6,10 +6,13 @@ Compiling happens at the first call and again for each new kind of input; what i
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import warnings
 from typing import Any
 
 from modelyard.errors import ModelError
+from modelyard.weights.loading.lock import LOADING
 
 __all__ = ["check_compiler", "compile_model", "find_compiler", "plain_state"]
 
@@ -55,7 +58,11 @@ def compile_model(model: Any, *, device: str = "cpu") -> Any:
         ModelError: `no_compiler`.
     """
     check_compiler(device)
-    model.compile(dynamic=True)
+    with LOADING, warnings.catch_warnings():
+        # torch's compiler still uses what torch deprecates; that is said when it is imported, and nobody here can help it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")
+        model.compile(dynamic=True)
     return model
 
 
