@@ -121,6 +121,16 @@ def test_features_of_sounds_are_the_raw_hidden_states(kind: str) -> None:
     assert_rows_alone(model, rows_of("ctc"))
 
 
+def test_features_of_an_encoder_decoder_are_its_encoders() -> None:
+    """Whisper: what its encoder hears, without a text to begin with."""
+    held = open_media("automatic-speech-recognition")
+    model = Model(held.model, held.processor, "feature-extraction", held.folder)
+    given = held.processor(sound(), sampling_rate=RATE, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        wanted = held.model.get_encoder()(given).last_hidden_state[0].numpy()
+    np.testing.assert_allclose(model.predict(Audio(sound(), RATE)).values, wanted, atol=1e-5)
+
+
 def test_a_sounds_codes_become_a_sound_again() -> None:
     """The codes are the codec's own, and `Codes` given back are decoded as it decodes them."""
     model = open_media("audio-tokenization")

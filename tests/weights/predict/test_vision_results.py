@@ -11,6 +11,7 @@ from PIL import Image
 
 from modelyard.errors import RequestError
 from modelyard.weights.media.video import pick_frames
+from modelyard.weights.model import Model
 from task_models import vision
 from task_models.opened_media import open_media, pipeline_of
 from task_models.vision import clip, picture, trimap
@@ -293,6 +294,20 @@ def test_features_are_the_pipelines(kind: str) -> None:
     theirs = pipeline_of("image-feature-extraction", model)
     np.testing.assert_allclose(ours.values, np.asarray(theirs(GIVEN))[0], atol=1e-4)
     np.testing.assert_allclose(ours.pooled, np.asarray(theirs(GIVEN, pool=True))[0], atol=1e-4)
+
+
+def test_features_of_a_model_of_pictures_and_texts_are_those_of_its_eyes() -> None:
+    """CLIP asked for the features of a picture: its vision model's; `feature-extraction` of a ViT is the same as of pictures."""
+    held = open_media("zero-shot-image-classification")
+    ours = Model(held.model, held.processor, "image-feature-extraction", held.folder).predict(GIVEN)
+    given = held.processor.image_processor(images=GIVEN, return_tensors="pt")
+    with torch.no_grad():
+        wanted = held.model.vision_model(**given)
+    np.testing.assert_allclose(ours.values, wanted.last_hidden_state[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours.pooled, wanted.pooler_output[0].numpy(), atol=1e-5)
+    vit = open_media("image-feature-extraction", "vit")
+    same = Model(vit.model, vit.processor, "feature-extraction", vit.folder).predict(GIVEN)
+    np.testing.assert_array_equal(same.values, vit.predict(GIVEN).values)
 
 
 @pytest.mark.parametrize("kind", list(vision.ARCHITECTURES["backbone"]))

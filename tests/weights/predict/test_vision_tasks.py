@@ -71,6 +71,23 @@ def test_the_callers_modes_stay_as_they_were(task: str, kind: str) -> None:
     assert not holds_tensor(found)
 
 
+@pytest.mark.parametrize(("task", "kind"), CASES)
+def test_models_in_bfloat16_answer_in_float32(task: str, kind: str) -> None:
+    """Processors decode with NumPy, which knows no bfloat16; what comes out is float32 whatever the weights are."""
+    import tempfile
+    from pathlib import Path
+
+    from modelyard.weights.load import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(vision.ARCHITECTURES[task][kind](Path(folder) / "model"), task=task, dtype="bfloat16")
+    assert model.model.dtype == torch.bfloat16
+    found = model.predict(vision.SAMPLES[task])
+    for name in found.__dataclass_fields__:
+        value = getattr(found, name)
+        assert not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype != np.float32)
+
+
 def holds_tensor(value: Any) -> bool:
     """Whether a tensor is anywhere in a result."""
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Hidden states whatever a model reads: `feature-extraction` of texts, pictures or sounds, by what its preprocessor makes.
+"""Hidden states whatever a model reads: `feature-extraction` of texts, pictures or sounds, by what the model takes first.
 
 Knows which module extracts what; does nothing itself.
 """
@@ -6,6 +6,8 @@ Knows which module extracts what; does nothing itself.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from modelyard.weights.predict.encoding import core
 
 if TYPE_CHECKING:
     from modelyard.weights.model import Model
@@ -22,12 +24,9 @@ def extract(model: Model, rows: list[Any], options: PredictOptions) -> list[Any]
     """
     from modelyard.weights.predict import audio_labels, embeddings, vision_features
 
-    parts = {
-        model.processor,
-        *(getattr(model.processor, name, None) for name in ("image_processor", "feature_extractor")),
-    }
-    if model.tokenizer is None and any(hasattr(part, "sampling_rate") for part in parts):
+    first = core(model.model).main_input_name
+    if first in ("input_features", "input_values"):
         return list(audio_labels.extract(model, rows, options))
-    if model.tokenizer is None and any(hasattr(part, "image_mean") or hasattr(part, "do_resize") for part in parts):
+    if first == "pixel_values":
         return list(vision_features.extract(model, rows, options))
     return list(embeddings.extract(model, rows, options))

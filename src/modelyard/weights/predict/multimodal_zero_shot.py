@@ -25,6 +25,7 @@ from modelyard.weights.predict.vision_inputs import (
     preparing,
     read_fields,
     stack,
+    to_plain_tensors,
 )
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _find_each(model: Model, item: Prepared, chosen: FindOptions) -> Detections:
     processor = find_part(model, "image_processor")
     objects = []
     for label in item.note:
-        outputs = forward(model, {**_encode(model, [label], "owl"), **item.tensors})
+        outputs = to_plain_tensors(forward(model, {**_encode(model, [label], "owl"), **item.tensors}))
         with preparing(model, item.row):
             made = processor.post_process_object_detection(
                 outputs, threshold=chosen.threshold, target_sizes=[item.size]
@@ -133,7 +134,7 @@ def _find_grounded(model: Model, item: Prepared, chosen: FindOptions) -> Detecti
     """All labels in one text, and each object's words found in it (Grounding DINO)."""
     with preparing(model, item.row):
         text = find_tokenizer(model)(". ".join(item.note) + ".", return_tensors="pt")
-    outputs = forward(model, {**dict(text), **item.tensors})
+    outputs = to_plain_tensors(forward(model, {**dict(text), **item.tensors}))
     with preparing(model, item.row):
         made = model.processor.post_process_grounded_object_detection(
             outputs,

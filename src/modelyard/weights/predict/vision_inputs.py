@@ -40,6 +40,8 @@ __all__ = [
     "run_batches",
     "run_images",
     "stack",
+    "tensors_of",
+    "to_plain_tensors",
 ]
 
 Result = TypeVar("Result")
@@ -225,7 +227,7 @@ def run_batches(
 
     found: dict[int, Result] = {}
     for batch in grouped(items, size):
-        outputs = forward(model, stack(batch), **more)
+        outputs = to_plain_tensors(forward(model, stack(batch), **more))
         with torch.inference_mode():
             results = decode(outputs, batch)
         found.update(zip((item.row for item in batch), results, strict=True))
@@ -242,6 +244,20 @@ def run_images(
     """As `run_batches`, for rows that are pictures."""
     items = [prepare_image(model, read_picture(value, row), row) for row, value in enumerate(rows)]
     return run_batches(model, items, options.batch_size, decode, **more)
+
+
+def to_plain_tensors(outputs: Any) -> Any:
+    """A model's outputs on the CPU, floats as float32: processors decode with NumPy and SciPy, which know no bfloat16."""
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        return outputs.cpu().float() if outputs.is_floating_point() else outputs.cpu()
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(to_plain_tensors(item) for item in outputs)
+    if isinstance(outputs, dict):  # transformers' ModelOutput is one, and keeps its attributes in step
+        for name in list(outputs):
+            outputs[name] = to_plain_tensors(outputs[name])
+    return outputs
 
 
 def check_share(value: Any, name: str) -> float:

@@ -21,6 +21,7 @@ from modelyard.weights.predict.vision_inputs import (
     run_batches,
     run_images,
     tensors_of,
+    to_plain_tensors,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def find_poses(model: Model, rows: list[Any], options: PredictOptions) -> list[P
             part = corners[start : start + options.batch_size]
             item = prepare_image(model, picture, row, boxes=[part])
             more = {"dataset_index": _experts(model, len(part))} if _has_experts(model) else {}
-            outputs = forward(model, item.tensors, **more)
+            outputs = to_plain_tensors(forward(model, item.tensors, **more))
             with preparing(model, row):
                 made = processor.post_process_pose_estimation(outputs, boxes=[part])[0]
             for one, box in zip(made, boxes[start : start + options.batch_size], strict=True):

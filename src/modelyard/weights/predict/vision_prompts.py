@@ -8,7 +8,7 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.batching import forward, to_numpy
 from modelyard.weights.predict.media_results import Masks
-from modelyard.weights.predict.vision_inputs import named_row, preparing, read_fields, tensors_of
+from modelyard.weights.predict.vision_inputs import named_row, preparing, read_fields, tensors_of, to_plain_tensors
 from modelyard.weights.predict.vision_points import read_boxes
 
 if TYPE_CHECKING:
@@ -46,15 +46,16 @@ def _mask_one(model: Model, value: Any, row: int) -> Masks:
     with preparing(model, row):
         made = model.processor(images=picture, return_tensors="pt", **prompt)
     tensors = tensors_of(made)
-    outputs = forward(model, {name: tensor for name, tensor in tensors.items() if name not in _SIZES})
-    scores = outputs.iou_scores[0].float()
+    given = {name: tensor for name, tensor in tensors.items() if name not in _SIZES}
+    outputs = to_plain_tensors(forward(model, given))
+    scores = outputs.iou_scores[0]
     sizes = [tensors[name] for name in _SIZES if name in tensors]  # SAM 2 does not pad, and knows the first alone
     processor = model.processor.image_processor
     with torch.inference_mode(), preparing(model, row):
-        masks = processor.post_process_masks([outputs.pred_masks[0].float().cpu()], *sizes)[0]
-    order = scores.argsort(dim=-1, descending=True, stable=True).cpu()
+        masks = processor.post_process_masks([outputs.pred_masks[0]], *sizes)[0]
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     index = order[..., None, None].expand(*order.shape, *masks.shape[-2:])
-    return Masks(to_numpy(masks.gather(1, index)), to_numpy(scores.cpu().gather(1, order)))
+    return Masks(to_numpy(masks.gather(1, index)), to_numpy(scores.gather(1, order)))
 
 
 def _read_prompt(fields: dict[str, Any], row: int) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def segment(model: Model, rows: list[Any], options: PredictOptions) -> list[Segm
         sizes = [item.size for item in batch]
         process = getattr(processor, f"post_process_{kind}_segmentation")
         # Said outright, or the library logs that it assumes it.
-        more: dict[str, Any] = {"label_ids_to_fuse": set()} if "label_ids_to_fuse" in inspect.signature(process).parameters else {}
+        more: dict[str, Any] = (
+            {"label_ids_to_fuse": set()} if "label_ids_to_fuse" in inspect.signature(process).parameters else {}
+        )
         with preparing(model, batch[0].row):
             if kind == "semantic":
                 maps = process(outputs, target_sizes=sizes)

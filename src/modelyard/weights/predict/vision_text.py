@@ -12,7 +12,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.predict.batching import forward
 from modelyard.weights.predict.media_results import TableStructure
 from modelyard.weights.predict.results import Classification
-from modelyard.weights.predict.vision_inputs import find_part, prepare_image, preparing, read_picture
+from modelyard.weights.predict.vision_inputs import find_part, prepare_image, preparing, read_picture, to_plain_tensors
 
 if TYPE_CHECKING:
     from modelyard.weights.model import Model
@@ -33,7 +33,7 @@ def read_lines(model: Model, rows: list[Any], options: PredictOptions) -> list[C
     found = []
     for row, value in enumerate(rows):  # alone: processors pad lines to the longest of a batch
         item = prepare_image(model, read_picture(value, row), row)
-        outputs = forward(model, item.tensors)
+        outputs = to_plain_tensors(forward(model, item.tensors))
         with preparing(model, row):
             made = decode(outputs)[0]
         found.append(Classification(str(made["text"]), float(made["score"])))
@@ -52,7 +52,7 @@ def read_tables(model: Model, rows: list[Any], options: PredictOptions) -> list[
     found = []
     for row, value in enumerate(rows):  # alone: the processor decodes the first of a batch only
         item = prepare_image(model, read_picture(value, row), row)
-        outputs = forward(model, {"pixel_values": item.tensors["pixel_values"]})
+        outputs = to_plain_tensors(forward(model, {"pixel_values": item.tensors["pixel_values"]}))
         with preparing(model, row):
             made = decode(outputs)
         found.append(TableStructure(tuple(made["structure"]), float(made["structure_score"])))
