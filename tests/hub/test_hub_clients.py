@@ -113,3 +113,33 @@ def test_an_unmodified_client_reads_a_repo(endpoint: str, yard: Yard, tmp_path: 
         "no_revision": True,
         "models": ["team/notes"],
     }
+
+
+LOAD = """
+import sys, modelyard
+model = modelyard.load("hf://team/base@v1")
+print(model.folder.name, repr(model.generate("where is my card", max_new_tokens=6, temperature=0)))
+try:
+    modelyard.load("hf://team/base@v9")
+except modelyard.YardError as error:
+    print(error.code, error.hint)
+try:
+    modelyard.load("hf://team/bas")
+except modelyard.YardError as error:
+    print(error.code)
+"""
+
+
+def test_a_model_loads_from_a_hub_of_ours(endpoint: str, yard: Yard, tmp_path: Path) -> None:
+    """`modelyard.load("hf://...")` with HF_ENDPOINT at a yard's own hub answers as the version does; what is missing is told apart."""
+    source = yard.commit(save_model(tmp_path / "model"), to="team/base", kind="base")
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer, revision, repo = done.stdout.splitlines()[-3:]
+    expected = yard.load(source).generate("where is my card", max_new_tokens=6, temperature=0)
+    assert answer == f"{source.id.short} {expected!r}"
+    assert revision.startswith("hub_revision ")
+    assert repo == "hub_absent"
