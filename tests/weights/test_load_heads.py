@@ -242,3 +242,18 @@ def test_an_adapter_brings_its_own_head(tmp_path: Path, encoder: Path) -> None:
     ids = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():
         assert torch.equal(model.model(input_ids=ids).logits, adapted(input_ids=ids).logits)
+
+
+def test_heads_of_composite_models_are_known_by_their_names_on_disk(tmp_path: Path) -> None:
+    """LLaVA's output layer is called otherwise on disk than in the model; CLIP's text model leaves what is the images'."""
+    from task_models import multimodal
+
+    llava = multimodal.MODELS["image-text-to-text"](tmp_path / "llava")
+    assert load(llava, task="feature-extraction").load_report.dropped == ("language_model.lm_head.weight",)
+    with pytest.raises(ModelError, match="no class of `llava` for text-generation"):
+        load(llava, task="text-generation")
+    clip = multimodal.MODELS["zero-shot-image-classification"](tmp_path / "clip")
+    model = load(clip, task="text-encoding")
+    assert type(model.model).__name__ == "CLIPTextModel"
+    assert model.load_report.added == ()
+    assert "logit_scale" in model.load_report.dropped

@@ -136,14 +136,15 @@ def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan
         return draw(choice, dtype, options.seed, folder, attention=options.attention and plan.attention)
     with translated(folder), seeded(options.seed), _explained(label, options.device, plan):
         model, info = _read(folder, options, choice, plan, dtype)
-    parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled)
+    checkpoint = open_checkpoint(FolderFiles(folder))
+    parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled, disk=checkpoint.home)
     allowed = audit_keys(label, parts.missing, parts.unexpected, parts.mismatched, options.allow)
     if info.get("error_msgs"):
         raise ModelError(f"{folder}: {'; '.join(map(str, info['error_msgs'][:3]))}")
     audit_ties(label, model)
     drawn = {*parts.added, *allowed.get("missing", ()), *(str(item[0]) for item in parts.mismatched)}
     if options.quantization is None and getattr(model.config, "quantization_config", None) is None:
-        refuse_redrawn(label, model, open_checkpoint(FolderFiles(folder)), drawn)
+        refuse_redrawn(label, model, checkpoint, drawn)
     untrained = _untrained(folder, model, drawn - set(hints.heads), options.seed)
     casts = {name: cast.tensors for name, cast in plan.casts.items()}
     return Built(model, choice, dtype, parts, allowed, untrained, casts)

@@ -123,10 +123,14 @@ def _by_task(config: Any, label: str, tasks: list[TaskInfo], own: Any) -> Choice
 
 
 def _types(config: Any) -> list[str]:
-    """The model type, and the one of the text part of a composite configuration, whose class can stand alone."""
+    """The model type, and the one of its own text part (CLIP's): its class reads the composite's files.
+
+    A text part that is another architecture (LLaVA's Llama) has other names there, and is none.
+    """
     text = getattr(config, "text_config", None)
-    inner = getattr(text, "model_type", None)
-    return [config.model_type, *([inner] if isinstance(inner, str) and inner else [])]
+    if text is None or type(text).__module__ != type(config).__module__:
+        return [config.model_type]
+    return [config.model_type, text.model_type]
 
 
 def _fitting(config: Any, cls: Any) -> Any:

@@ -42,7 +42,15 @@ class Split:
     mismatched: tuple[Any, ...]
 
 
-def split(info: Mapping[str, Any], model: Any, choice: Choice, own_config: Any, *, relabelled: bool) -> Split:
+def split(
+    info: Mapping[str, Any],
+    model: Any,
+    choice: Choice,
+    own_config: Any,
+    *,
+    relabelled: bool,
+    disk: Iterable[str] = (),
+) -> Split:
     """Sort transformers' loading report into head and body.
 
     Args:
@@ -51,6 +59,8 @@ def split(info: Mapping[str, Any], model: Any, choice: Choice, own_config: Any, 
         choice: The class that it is, and the one that the checkpoint was saved as.
         own_config: The checkpoint's own configuration.
         relabelled: Whether the caller asked for another number of labels than the checkpoint has.
+        disk: Names of the files' tensors, by which the old class's own are known where its names on disk are not those
+            of its modules.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(info["mismatched_keys"], key=str)
@@ -63,11 +73,15 @@ def split(info: Mapping[str, Any], model: Any, choice: Choice, own_config: Any, 
             tuple(unexpected),
             tuple(item for item in mismatched if item[0] not in added),
         )
-    before = _own_names(choice, own_config) if missing or unexpected else None
-    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    own = _build_own(choice, own_config) if missing or unexpected else None
+    before = None if own is None else {_bare(name, _prefix(own)) for name in own.state_dict()}
+    # By the names that the report has: transformers renames a tensor for the new class before it finds no place for it.
+    theirs: set[str] = set()
+    if own is not None and unexpected:
+        theirs = {renamed for renamed, _ in _rename(model, module_names(own, disk), model.state_dict()).values()}
 
     def had(name: str) -> bool:
-        return before is not None and _bare(name, prefix) in before
+        return name in theirs or (before is not None and _bare(name, _prefix(model)) in before)
 
     new = {name for name in missing if (not had(name) if before is not None else not _in_body(model, name))}
     new |= {str(item[0]) for item in mismatched if not _in_body(model, str(item[0]))}
@@ -103,6 +117,19 @@ def renamed_only(model: Any, disk: Iterable[str]) -> dict[str, str]:
 
 def _targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
     """Name on disk to the names in the model, and whether values are joined, cut or turned on the way."""
+    held = model.state_dict()
+    made: dict[str, tuple[tuple[str, ...], bool]] = {}
+    for name, (renamed, others) in _rename(model, disk, held).items():
+        found = tuple(target for target in (renamed, *(others or ())) if target in held)
+        if found:
+            made[name] = found, others is not None
+    return made
+
+
+def _rename(model: Any, disk: Iterable[str], held: dict[str, Any]) -> dict[str, tuple[str, tuple[str, ...] | None]]:
+    """Name on disk to what transformers renames it to, and to what else of the model is cut from it; None: nothing is cut
+    or joined.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -110,19 +137,16 @@ def _targets(model: Any, disk: Iterable[str]) -> dict[str, tuple[tuple[str, ...]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    held = model.state_dict()
-    made: dict[str, tuple[tuple[str, ...], bool]] = {}
+    made: dict[str, tuple[str, tuple[str, ...] | None]] = {}
     for name in sorted(disk, key=dot_natural_key):
         renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
-        targets = [renamed]
         if renamed not in held and name in held:
-            targets, pattern = [name], None
-        elif pattern is not None:
+            made[name] = name, None
+        elif pattern is None:
+            made[name] = renamed, None
+        else:
             first, *others = by_pattern[pattern].target_patterns
-            targets += [renamed.replace(first, other) for other in others]
-        found = tuple(target for target in targets if target in held)
-        if found:
-            made[name] = found, pattern is not None
+            made[name] = renamed, tuple(renamed.replace(first, other) for other in others)
     return made
 
 
@@ -135,16 +159,18 @@ def _in_body(model: Any, name: str) -> bool:
     return any(first == child for child, _ in (*model.named_children(), *model.named_parameters(recurse=False)))
 
 
-def _own_names(choice: Choice, config: Any) -> set[str] | None:
-    """The tensors of the class that the checkpoint was saved as, without its prefix; None where there is no such class."""
+def _build_own(choice: Choice, config: Any) -> Any | None:
+    """The class that the checkpoint was saved as, on the meta device; None where there is no such class."""
     import torch
 
     if choice.own is None:
         return None
     with LOADING, torch.device("meta"):
-        own = choice.own._from_config(copy.deepcopy(config))  # noqa: SLF001  what AutoModel.from_config calls
-    prefix = f"{own.base_model_prefix}." if own.base_model_prefix else ""
-    return {_bare(name, prefix) for name in own.state_dict()}
+        return choice.own._from_config(copy.deepcopy(config))  # noqa: SLF001  what AutoModel.from_config calls
+
+
+def _prefix(model: Any) -> str:
+    return f"{model.base_model_prefix}." if model.base_model_prefix else ""
 
 
 def _bare(name: str, prefix: str) -> str:
