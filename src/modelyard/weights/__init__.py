@@ -20,6 +20,7 @@ from modelyard.weights.files import Files, FolderFiles
 if TYPE_CHECKING:
     from modelyard.weights.casting import cast
     from modelyard.weights.checks import check_model, check_weights
+    from modelyard.weights.completions import Completion
     from modelyard.weights.convert import convert_pickle
     from modelyard.weights.doctor import Finding, diagnose
     from modelyard.weights.generation import GenerationParams
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from modelyard.weights.merge import MergeCertificate, merge_lora
     from modelyard.weights.model import Model
     from modelyard.weights.untrained import Untrained, UntrainedWarning, find_untrained
+    from modelyard.weights.vocabulary import Piece
 
 __all__ = [
+    "Completion",
     "Files",
     "Finding",
     "FolderFiles",
@@ -42,6 +45,7 @@ __all__ = [
     "LoadPlan",
     "MergeCertificate",
     "Model",
+    "Piece",
     "TensorInfo",
     "Untrained",
     "UntrainedWarning",
@@ -61,6 +65,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Completion": "completions",
     "Finding": "doctor",
     "GenerationParams": "generation",
     "Header": "headers",
@@ -68,6 +73,7 @@ _HOME = {
     "LoadPlan": "loading.plan",
     "MergeCertificate": "merge",
     "Model": "model",
+    "Piece": "vocabulary",
     "TensorInfo": "headers",
     "Untrained": "untrained",
     "UntrainedWarning": "untrained",
