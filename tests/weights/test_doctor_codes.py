@@ -155,6 +155,19 @@ def test_sound_quantized_weights_have_no_findings(originals: Path, tmp_path: Pat
     assert "model.layers.1.mlp.up_proj.weight" in only(folder, "missing_tensors").message
 
 
+def test_a_snapshot_of_the_hub_cache_has_no_findings(originals: Path, tmp_path: Path) -> None:
+    """A folder of links into the cache's own blobs, as every tool of the hub keeps it, is examined like any other."""
+    repo = tmp_path / "models--org--name"
+    shutil.copytree(originals / "llama", repo / "blobs")
+    snapshot = repo / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for path in (repo / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    assert find(snapshot) == []
+    (snapshot / "notes.json").symlink_to("/etc/passwd")
+    only(snapshot, "not_a_regular_file")
+
+
 def test_a_single_safetensors_file_is_examined(llama: Path) -> None:
     """One file is examined by itself: its header and its values, and not what a folder should hold."""
     path = llama / "model.safetensors"
