@@ -101,7 +101,6 @@ _ROWS = (
     ),
     _task("question-answering", "QUESTION_ANSWERING", "ForQuestionAnswering", "text", "tokenizer", head=True),
     _task("multiple-choice", "MULTIPLE_CHOICE", "ForMultipleChoice", "text", "tokenizer", head=True),
-    _task("fill-mask", "MASKED_LM", "ForMaskedLM", "text", "tokenizer", "masked-lm"),
     _task(
         "automatic-speech-recognition",
         "SPEECH_SEQ_2_SEQ",
@@ -114,6 +113,8 @@ _ROWS = (
     _task("ctc", "CTC", "ForCTC", "audio", "processor", pipeline="automatic-speech-recognition", head=True),
     _task("rnnt", "RNNT", "ForRNNT", "audio", "processor", pipeline="automatic-speech-recognition"),
     _task("tdt", "TDT", "ForTDT", "audio", "processor", pipeline="automatic-speech-recognition"),
+    _task("image-text-to-text", "IMAGE_TEXT_TO_TEXT", "ForImageTextToText", "multimodal", "processor"),
+    _task("any-to-any", "MULTIMODAL_LM", "ForMultimodalLM", "multimodal", "processor"),
     _task(
         "text2text-generation",
         "SEQ_TO_SEQ_CAUSAL_LM",
@@ -124,6 +125,7 @@ _ROWS = (
         "summarization",
         "translation",
     ),
+    _task("fill-mask", "MASKED_LM", "ForMaskedLM", "text", "tokenizer", "masked-lm"),
     _task(
         "visual-question-answering",
         "VISUAL_QUESTION_ANSWERING",
@@ -244,8 +246,6 @@ _ROWS = (
         pipeline="text-to-audio",
     ),
     _task("retrieval", "RETRIEVAL", None, "multimodal", "processor"),
-    _task("image-text-to-text", "IMAGE_TEXT_TO_TEXT", "ForImageTextToText", "multimodal", "processor"),
-    _task("any-to-any", "MULTIMODAL_LM", "ForMultimodalLM", "multimodal", "processor"),
     _task("time-series-forecasting", "TIME_SERIES_PREDICTION", "ForTimeSeriesPrediction", "time-series", "none"),
     _task("time-series-classification", "TIME_SERIES_CLASSIFICATION", None, "time-series", "none", head=True),
     _task("time-series-regression", "TIME_SERIES_REGRESSION", None, "time-series", "none", head=True),
