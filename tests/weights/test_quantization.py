@@ -170,6 +170,17 @@ def test_experts_that_no_method_reaches_are_told(tmp_path: Path, name: str) -> N
     assert found.tensors > 0
 
 
+def test_widths_that_fill_no_group_are_told(tmp_path: Path) -> None:
+    """Torchao leaves such matrices alone and only logs it: the plan lists them, and they are what stays."""
+    save_model(tmp_path, make_llama(hidden_size=48, intermediate_size=96))
+    model = load(tmp_path, quantization="torchao-int4")
+    found = quantization.describe(model.model, "torchao-int4")
+    assert model.plan.quantized == found.tensors == 2
+    assert set(model.plan.skipped) == set(found.kept) - {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(model.plan.skipped) == 12
+    assert model.plan.skipped != plan_load(tmp_path, quantization="torchao-int8").skipped == ()
+
+
 def test_a_dense_model_has_no_experts_to_tell_of(folder: Path) -> None:
     """What is kept of a dense model is its embeddings and its output layer."""
     found = quantization.describe(load(folder, quantization="torchao-int8").model, "torchao-int8")

@@ -109,8 +109,8 @@ def _notes(made: LoadPlan) -> list[str]:
         notes.append(f"untrained head: {_few(made.added)} would be drawn at random")
     if made.dropped:
         notes.append(f"left out, as this task has no place for them: {_few(made.dropped)}")
-    if made.experts:
-        notes.append(f"stays in full precision under {made.quantization}: {_few(made.experts)}")
+    if made.experts or made.skipped:
+        notes.append(f"stays in full precision under {made.quantization}: {_few(made.experts + made.skipped)}")
     return notes
 
 

@@ -58,6 +58,7 @@ class LoadPlan:
         quantization: The short name or method; None for none.
         quantized: How many matrices it makes smaller.
         experts: Fused experts that it leaves in full precision.
+        skipped: Linear layers that it leaves in full precision, because their width is no multiple of its groups.
         preprocessor: What makes the inputs (`tokenizer`, ...); None where the task needs none or there is none.
         added: Tensors of a head that the task adds: drawn at random.
         dropped: Tensors of the files that the task has no place for.
@@ -78,6 +79,7 @@ class LoadPlan:
     quantization: str | None = None
     quantized: int = 0
     experts: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     preprocessor: str | None = None
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -195,6 +197,7 @@ def make_plan(
         quantization=None if options.quantization is None else quantization.method_name(options.quantization),
         quantized=len(sizes.quantized),
         experts=tuple(quantization.unquantized_experts(model)) if options.quantization is not None else (),
+        skipped=tuple(sizes.skipped),
         preprocessor=_preprocessor(root, choice.task),
         added=added,
         dropped=dropped,
@@ -265,6 +268,8 @@ class _Sizes:
         self.dtypes: dict[str, Any] = {}
         self.bytes: dict[str, int] = {}
         self.quantized: set[str] = set()
+        self.skipped: list[str] = []
+        group = quantization.group_size(quantizer)
         kept: Any = model._get_dtype_plan(dtype)  # noqa: SLF001  # the parts that from_pretrained keeps in float32
         linear = {f"{name}.weight" for name, module in model.named_modules() if type(module) is torch.nn.Linear}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -272,6 +277,10 @@ class _Sizes:
             self.dtypes[name] = planned or tensor.dtype
             width: float = self.dtypes[name].itemsize
             if quantizer is not None and quantizer.param_needs_quantization(model, name):
+                if tensor.shape[-1] % group:
+                    self.skipped.append(name)
+                    self.bytes[name] = int(tensor.numel() * width)
+                    continue
                 self.quantized.add(name)
                 width = quantizer.param_element_size(model, name, tensor)
             elif dynamic and name in linear:

@@ -16,8 +16,6 @@ Each is checked for its package and for the device before anything is read. Know
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import logging
 import warnings
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ __all__ = [
     "check",
     "describe",
     "footprint",
+    "group_size",
     "make_config",
     "method_name",
     "quiet_imports",
@@ -231,6 +230,15 @@ def unquantized_experts(model: Any) -> list[str]:
     ]
 
 
+def group_size(quantizer: Any) -> int:
+    """How many numbers of a row a quantizer of transformers packs together; 1 where any width will do.
+
+    torchao leaves a matrix whose width is no multiple of it as it is, and only logs so.
+    """
+    kind = getattr(getattr(quantizer, "quantization_config", None), "quant_type", None)
+    return int(getattr(kind, "group_size", None) or 1)
+
+
 def method_name(quantization: object) -> str:
     """What reports call a quantization: its short name, or the method and class of a configuration object."""
     if isinstance(quantization, str):
@@ -251,7 +259,8 @@ def _torchao_type(quantization: str, device: str) -> Any:
         return PrototypeInt4WeightOnlyConfig(group_size=32)
     from torchao.quantization import Int4WeightOnlyConfig
 
-    return Int4WeightOnlyConfig(group_size=128)
+    # The other layouts need the package `mslk`; this one torch's own kernel, which computes in bfloat16.
+    return Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
 
 
 def _check_object(quantization: object) -> None:
@@ -272,6 +281,8 @@ def _check_object(quantization: object) -> None:
 
 
 def _check_package(package: str, method: str) -> None:
+    import importlib.metadata  # tens of milliseconds, which `quiet_imports` alone need not cost
+
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
