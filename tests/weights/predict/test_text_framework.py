@@ -97,6 +97,27 @@ def test_wrong_common_options_are_named(options: dict[str, Any], field: str) -> 
     assert caught.value.details["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (TASK, {"top_k": "two"}),
+        (TASK, {"top_k": 2.5}),
+        (TASK, {"multi_label": "yes"}),
+        (TASK, {"candidate_labels": 5}),
+        (TASK, {"candidate_labels": ["a", 5]}),
+        ("fill-mask", {"top_k": True}),
+        ("question-answering", {"impossible": 1}),
+        ("text2text-generation", {"temperature": "hot"}),
+        ("time-series-forecasting", {"steps": "3"}),
+    ],
+)
+def test_options_of_another_type_are_refused(task: str, options: dict[str, Any]) -> None:
+    """A value of another type than the option's is an error that names it, never a failure inside."""
+    with pytest.raises(RequestError) as caught:
+        predict(open_tiny(task), SAMPLES[task], **options)
+    assert caught.value.details["field"] in options
+
+
 def test_every_predictor_exists_and_belongs_to_a_task() -> None:
     """Each row of the table names a function that is there, for a task that transformers has."""
     assert set(PREDICTORS) <= set(TASKS)

@@ -133,7 +133,7 @@ class PredictOptions:
         """The task's own options as the dataclass `kind`, whose fields have defaults.
 
         Raises:
-            RequestError: An option that `kind` has no field for; the hint has the near match.
+            RequestError: An option that `kind` has no field for (the hint has the near match), or of another type.
         """
         names = [item.name for item in dataclasses.fields(cast("Any", kind))]
         for name in self.extra:
@@ -145,6 +145,11 @@ class PredictOptions:
                     hint=f"did you mean `{meant}`?" if meant else known,
                     field=name,
                 )
+        for item in dataclasses.fields(cast("Any", kind)):
+            if item.name in self.extra and not _fits(self.extra[item.name], str(item.type)):
+                raise RequestError(
+                    f"`{item.name}` is {self.extra[item.name]!r}", hint=f"it is {item.type}", field=item.name
+                )
         return kind(**self.extra)
 
     def take_none(self) -> None:
@@ -154,6 +159,26 @@ class PredictOptions:
             RequestError: There is one.
         """
         self.take(_NoOptions)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value is of one of the plain types that a field is annotated with; other annotations take anything."""
+    plain: dict[str, tuple[type[Any], ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+        "None": (type(None),),
+        "Sequence[str]": (str, list, tuple),
+    }
+    parts = [part.strip() for part in annotation.split("|")]
+    if any(part not in plain for part in parts):
+        return True
+    if isinstance(value, bool):
+        return "bool" in parts
+    if isinstance(value, list | tuple) and not all(isinstance(entry, str) for entry in value):
+        return False
+    return any(isinstance(value, plain[part]) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ def _zero_shot(model: Model, rows: list[Any], options: PredictOptions, chosen: C
     labels = _candidates(chosen)
     entails, contradicts = _inference_labels(model)
     texts = [
-        (check_text(value, row), chosen.hypothesis_template.format(label))
+        (check_text(value, row), chosen.hypothesis_template.replace("{}", label))
         for row, value in enumerate(rows)
         for label in labels
     ]
@@ -154,7 +154,7 @@ def _candidates(chosen: ClassifyOptions) -> list[str]:
     labels = [label.strip() for label in (given.split(",") if isinstance(given, str) else given)]
     if not labels or not all(labels):
         raise RequestError("`candidate_labels` is empty", hint="a list of labels", field="candidate_labels")
-    if chosen.hypothesis_template.format(labels[0]) == chosen.hypothesis_template:
+    if "{}" not in chosen.hypothesis_template:
         raise RequestError(
             f"`hypothesis_template` is {chosen.hypothesis_template!r}: it has no place for a label",
             hint='write {} where the label goes, as in "This example is {}."',
