@@ -117,8 +117,9 @@ def load(settings: Settings, source: Path | str, **options: Any) -> Model:
         ModelError, NotFoundError, AuthError, RequestError: As `weights.load.load` and `weights.hub.fetch`.
     """
     from modelyard.weights.collector import collector_paused
+    from modelyard.weights.hub import modern_names
 
-    given = dict(options)
+    given = modern_names(options)
     access = {**hub_access(settings), **{name: given.pop(name) for name in _HUB_OPTIONS if name in given}}
     found = _local(source, access, "source")
     if given.get("base") is not None:

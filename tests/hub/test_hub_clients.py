@@ -143,3 +143,22 @@ def test_a_model_loads_from_a_hub_of_ours(endpoint: str, yard: Yard, tmp_path: P
     assert answer == f"{source.id.short} {expected!r}"
     assert revision.startswith("hub_revision ")
     assert repo == "hub_absent"
+
+
+def test_a_model_on_a_hub_is_inspected_by_its_headers(
+    endpoint: str, yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`weights.hub.open_remote` gives a hub's model as files of which only what is asked for is fetched."""
+    from modelyard.weights import hub as hubs
+    from modelyard.weights.inspect import inspect
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    source = yard.commit(save_model(tmp_path / "model"), to="team/base", kind="base")
+    with hubs.open_remote("hf://team/base", endpoint=endpoint, token=False) as files:
+        assert files.label == f"hf://team/base@{source.id.short}"
+        assert set(files.names()) >= {"config.json", "model.safetensors", "tokenizer.json"}
+        assert inspect(files).parameters == inspect(yard.files(source)).parameters
+        assert files.fetched < sum(entry.size for entry in source.files)
+    with pytest.raises(modelyard.YardError) as caught:
+        hubs.open_remote("hf://team/base@v9", endpoint=endpoint, token=False)
+    assert caught.value.code == "hub_revision"

@@ -102,6 +102,19 @@ def test_a_hub_s_model_loads_with_what_the_settings_say(stub: HubStub, folders: 
     assert caught.value.code == "hub_absent"
 
 
+def test_names_of_yesterday_reach_the_hub(stub: HubStub, bench: Bench) -> None:
+    """`use_auth_token` and `local_files_only` are taken with the names of today, and mean the hub's token and cache."""
+    with pytest.warns(FutureWarning, match="`use_auth_token` is now `token`"), pytest.raises(NotFoundError) as caught:
+        modelyard.load("hf://org/base", use_auth_token="hf_stranger-token")
+    assert caught.value.code == "hub_absent"
+    stub.asked.clear()
+    for load in (modelyard.load, bench.yard.load):
+        with pytest.warns(FutureWarning, match="`offline`"), pytest.raises(NotFoundError) as caught:
+            load("hf://org/none", local_files_only=True)
+        assert caught.value.code == "hub_not_cached"
+    assert stub.asked == []
+
+
 def test_an_adapter_of_a_hub_brings_the_base_that_it_names(stub: HubStub, folders: dict[str, Path]) -> None:
     """Its adapter_config.json names a hub's id, which is fetched from the same hub."""
     assert said(modelyard.load("hf://org/fr")) == said(modelyard.load(folders["fr"], base=folders["base"]))

@@ -62,7 +62,9 @@ def load(
         observe: Told of each stage when it ends: its name, seconds, bytes. `resolve` and `verify` are told from here, the
             others by `weights.load`.
     """
-    rest = dict(options)
+    from modelyard.weights.hub import modern_names
+
+    rest = modern_names(options)
     with _timed(observe, "resolve"):
         sources = _sources(source, rest)
         found = {role: _find(context, each, rest, fetch) for role, each in sources.items()}

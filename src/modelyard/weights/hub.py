@@ -19,11 +19,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import RefError
+from modelyard.errors import RefError, RequestError
 from modelyard.weights.files import Files, FolderFiles
 
-__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "open_folder", "parse"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelyard.weights.remote import RemoteFiles
+
+__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "modern_names", "open_folder", "open_remote", "parse"]
 
 Token = str | bool | None
 """A token; False for none at all; None for the one that `huggingface_hub` finds."""
@@ -112,11 +118,7 @@ def fetch(
     """
     from modelyard.weights import hub_cache, hub_errors
 
-    asked = parse(source) if isinstance(source, str) else source
-    if revision is not None:
-        if asked.revision not in {None, revision}:
-            raise RefError(f"`{asked}` names a revision, and `revision` is `{revision}`", hint="say it once")
-        asked = parse(str(replace(asked, revision=revision)))
+    asked = _with_revision(source, revision)
     access = hub_cache.Access(
         endpoint=endpoint,
         cache_dir=str(Path(cache_dir).expanduser()) if cache_dir is not None else None,
@@ -126,3 +128,63 @@ def fetch(
     )
     with hub_errors.translated(asked, access):
         return hub_cache.fetch(asked, access, weights=weights)
+
+
+def open_remote(
+    source: str | HubSource, *, endpoint: str | None = None, token: Token = None, revision: str | None = None
+) -> RemoteFiles:
+    """A hub's model as `Files` of which only the asked-for bytes are fetched, at the commit that the revision is at now.
+
+    Args:
+        source: A hub's id.
+        endpoint: Where the hub is.
+        token: Who asks; see `fetch`.
+        revision: As `fetch` takes it.
+
+    Raises:
+        RefError, NotFoundError, AuthError, InputError: As `fetch`.
+    """
+    from urllib.parse import quote
+
+    from huggingface_hub import HfApi, constants, get_token
+
+    from modelyard.weights import hub_cache, hub_errors
+    from modelyard.weights.remote import RemoteFiles
+
+    asked = _with_revision(source, revision)
+    with hub_errors.translated(asked, hub_cache.Access(endpoint=endpoint, token=token)):
+        info = HfApi(endpoint=endpoint, token=token).model_info(asked.repo, revision=asked.revision)
+    root = f"{(endpoint or constants.ENDPOINT).rstrip('/')}/{asked.repo}/resolve/{quote(str(info.sha), safe='')}"
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    urls = {name: f"{root}/{quote(name)}" for name in names if asked.file in {None, name}}
+    said = get_token() if token in {None, True} else token or None
+    return RemoteFiles(urls=urls, token=said, label=str(replace(asked, revision=info.sha)))  # type: ignore[arg-type]
+
+
+def modern_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of loading, with those about a hub that had another name before under the one of today (`loading.legacy`).
+
+    Raises:
+        RequestError: An option is given under both names.
+    """
+    from modelyard.weights.loading import legacy
+
+    given = {name: value for name, value in options.items() if name not in _YESTERDAY}
+    old = {name: value for name, value in options.items() if name in _YESTERDAY}
+    for name, value in legacy.accept(old, known={"token", "offline"}).items() if old else ():
+        if given.get(name) not in (None, value):
+            raise RequestError(f"`{name}` is given twice", hint="leave the old name out", field=name)
+        given[name] = value
+    return given
+
+
+_YESTERDAY = ("use_auth_token", "local_files_only")
+
+
+def _with_revision(source: str | HubSource, revision: str | None) -> HubSource:
+    asked = parse(source) if isinstance(source, str) else source
+    if revision is None:
+        return asked
+    if asked.revision not in {None, revision}:
+        raise RefError(f"`{asked}` names a revision, and `revision` is `{revision}`", hint="say it once")
+    return parse(str(replace(asked, revision=revision)))
