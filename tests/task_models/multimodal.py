@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from task_models.pictures import SIZE, VIT, config, picture, processor, save, square
+from task_models.pictures import SIZE, SWIN, VIT, config, picture, processor, save, square
 from task_models.sounds import RATE, sound, wav
 from tiny_models import TEXT, make_tokenizer
 
@@ -179,6 +179,34 @@ def save_owlvit(folder: Path) -> Path:
     )
     make: Any = transformers.OwlViTProcessor
     return save(folder, "OwlViTForObjectDetection", values, make(images, tokenizer))
+
+
+def save_grounding_dino(folder: Path) -> Path:
+    """Grounding DINO for zero-shot object detection: all labels in one text."""
+    import transformers
+
+    tokenizer = words(model_max_length=64)
+    stages = ["stage1", "stage2", "stage3"]
+    values = config(
+        "GroundingDinoConfig",
+        backbone_config=config(
+            "SwinConfig", **{**SWIN, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}, out_features=stages
+        ),
+        text_config={"model_type": "bert", **TEXT_MODEL, "vocab_size": len(tokenizer), "max_position_embeddings": 64},
+        d_model=32,  # normed in 32 groups
+        encoder_layers=1,
+        decoder_layers=2,  # one would tie its box head to nothing
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=6,
+        num_feature_levels=3,
+        max_text_len=64,
+    )
+    images = processor("GroundingDino", size={"shortest_edge": SIZE, "longest_edge": 64})
+    make: Any = transformers.GroundingDinoProcessor
+    return save(folder, "GroundingDinoForObjectDetection", values, make(images, tokenizer))
 
 
 LLAMA = {

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from modelyard.errors import ModelError, RequestError
+from modelyard.weights.load import loading
 from modelyard.weights.media import Audio
+from modelyard.weights.model import Model
 from modelyard.weights.predict.media_results import Vectors
 from modelyard.weights.predict.multimodal_retrieval import score_pages
 from task_models import multimodal
@@ -117,6 +119,29 @@ def test_zero_shot_objects_are_the_pipelines() -> None:
         assert mine.score == pytest.approx(other["score"], rel=1e-4, abs=1e-5)
         box = [int(side) for side in (mine.box.left, mine.box.top, mine.box.right, mine.box.bottom)]
         assert box == [other["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def test_grounded_objects_are_what_the_models_processor_decodes(tmp_path: Any) -> None:
+    """Grounding DINO reads all labels as one text, each ended by a full stop."""
+    import transformers
+
+    folder = multimodal.save_grounding_dino(tmp_path / "model")
+    with loading():
+        kind: Any = transformers.AutoModelForZeroShotObjectDetection
+        make: Any = transformers.AutoProcessor
+        model = Model(kind.from_pretrained(folder), make.from_pretrained(folder), "zero-shot-object-detection", folder)
+    given = model.processor(images=GIVEN, text="cat. a lazy dog.", return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.model(**given)
+    theirs = model.processor.post_process_grounded_object_detection(
+        outputs, given["input_ids"], threshold=0.2, text_threshold=0.2, target_sizes=[(40, 48)]
+    )[0]
+    ours = model.predict(GIVEN, labels=["cat", "a lazy dog"], threshold=0.2).objects
+    wanted = sorted(zip(theirs["scores"].tolist(), theirs["text_labels"], strict=True), reverse=True)
+    assert [one.label for one in ours] == [label for _, label in wanted]
+    assert [one.score for one in ours] == pytest.approx([score for score, _ in wanted], rel=1e-4)
+    assert ours
+    assert_rows_alone(model, rows_of("zero-shot-object-detection", "grounding-dino"), threshold=0.2)
 
 
 def test_labels_that_are_none_are_refused() -> None:
@@ -329,8 +354,6 @@ def test_vectors_of_queries_and_pages_score_as_the_library_scores() -> None:
 
 def test_a_model_of_another_kind_takes_no_queries() -> None:
     """A preprocessor without queries is named."""
-    from modelyard.weights.model import Model
-
     held = open_media("zero-shot-image-classification")
     with pytest.raises(ModelError, match="knows no queries"):
         Model(held.model, held.processor, "retrieval", held.folder).predict("where?")

@@ -143,7 +143,7 @@ def _find_grounded(model: Model, item: Prepared, chosen: FindOptions) -> Detecti
             text_threshold=chosen.threshold,
             target_sizes=[item.size],
         )[0]
-    names = made.get("text_labels", made["labels"])
+    names = made["text_labels"] if "text_labels" in made else made["labels"]  # reading the latter warns
     objects = [
         DetectedObject(str(label), score, Box(*box))
         for label, score, box in zip(names, made["scores"].tolist(), made["boxes"].tolist(), strict=True)
