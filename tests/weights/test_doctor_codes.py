@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import gguf
 from safetensors.numpy import load_file, save_file
 
 import modelyard.weights.doctor as doctor_package
@@ -22,6 +21,7 @@ from modelyard.weights.gguf import GGUF_CODES
 from modelyard.weights.headers import CODES as HEADER_CODES
 from task_models import audio, multimodal, text, vision
 from tiny_models import TEMPLATE, make_llama, make_tokenizer, save_adapter, save_model
+from weights.gguf_files import gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "diagnosing.md"
