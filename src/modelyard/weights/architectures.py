@@ -22,6 +22,7 @@ MODALITIES: tuple[str, ...] = get_args(Modality)
 
 # Tables that list classes of every kind: they say what else a type has, not what it is for.
 _GENERAL = frozenset({"feature-extraction", "pretraining", "any-to-any", "backbone", "text-encoding"})
+_WRITES = frozenset({"text-generation", "text-to-spectrogram"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,11 @@ def _all() -> tuple[Architecture, ...]:
 
 
 def _describe(model_type: str, classes: dict[str, str]) -> Architecture:
-    first = next((name for name in classes if name not in _GENERAL), next(iter(classes)))
-    modality: str = TASKS[first].modality
-    writes = "text-generation" in classes
-    if modality == "text" and any(TASKS[name].modality == "multimodal" for name in classes if name not in _GENERAL):
-        modality = "multimodal"
+    modality = _modality(classes)
+    writes = "text-generation" in classes and modality in {"text", "multimodal"}
     return Architecture(
         model_type=model_type,
-        modality=_main_input(classes, modality),
+        modality=modality,
         tasks=tuple(classes),
         classes=classes,
         engines=("torch",) if writes else (),
@@ -90,17 +88,16 @@ def _describe(model_type: str, classes: dict[str, str]) -> Architecture:
     )
 
 
-def _main_input(classes: dict[str, str], modality: str) -> str:
-    """The modality of an encoder without a head of its own, by the tables that name it; else as its tasks say.
+def _modality(classes: dict[str, str]) -> str:
+    """What goes in: of the first task that says what the type is for, but for types with a text decoder as a part.
 
-    A type that classifies sequences and sounds takes sounds: its text head is the one over frames.
+    Whisper has a decoder that writes text alone, and Wav2Vec2 classifies "sequences" of sound: both take sound.
     """
-    kinds = {TASKS[name].modality for name in classes if name not in _GENERAL}
-    if (
-        modality == "text"
-        and "audio" in kinds
-        and "text-generation" not in classes
-        and "text-to-spectrogram" not in classes
-    ):
+    special = [name for name in classes if name not in _GENERAL]
+    kinds = {TASKS[name].modality for name in special}
+    first = TASKS[special[0] if special else next(iter(classes))].modality
+    if first != "text":
+        return first
+    if "automatic-speech-recognition" in classes or ("audio" in kinds and not _WRITES & set(classes)):
         return "audio"
-    return modality
+    return "multimodal" if "multimodal" in kinds else "text"

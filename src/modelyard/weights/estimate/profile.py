@@ -310,7 +310,7 @@ def _text_length(model: Any, workload: Workload) -> int:
     """The length asked for, within what learned positions allow."""
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     positions = getattr(text, "max_position_embeddings", None)
-    learned = any("position" in name and "embed" in name for name, _ in model.named_parameters())
+    learned = any(re.search(r"wpe\.|position_embed|embed_position", name) for name, _ in model.named_parameters())
     if learned and isinstance(positions, int) and workload.length > positions:
         raise RequestError(
             f"a row of {workload.length} tokens is longer than the {positions} that this model has positions for",
