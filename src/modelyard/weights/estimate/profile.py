@@ -161,7 +161,7 @@ def _infer(model: Any, workload: Workload) -> dict[str, Any]:
         events = list(tracker.events)
         del output
         if options and size and workload.new_tokens:
-            last_peak, size = _last_token(model, workload, options, length)
+            last_peak, size = _last_token(model, workload, options, length, size)
             peak = max(peak, last_peak)
     return {
         "trainable": 0,
@@ -174,10 +174,12 @@ def _infer(model: Any, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _last_token(model: Any, workload: Workload, options: dict[str, Any], length: int) -> tuple[int, int]:
+def _last_token(model: Any, workload: Workload, options: dict[str, Any], length: int, size: int) -> tuple[int, int]:
     """(peak, cache) in bytes of the last token's step: the cache holds everything before it."""
     encoder = "decoder_input_ids" in make_inputs(model, 1, 1)
-    before = workload.new_tokens if encoder else length + workload.new_tokens - 1
+    if encoder and workload.new_tokens == 1:
+        return 0, size  # the token that decoding begins with is the one whose step was counted
+    before = workload.new_tokens - 1 if encoder else length + workload.new_tokens - 1
     inputs = make_inputs(model, workload.batch, length if encoder else before, targets=before)
     output = model(**inputs, **options)
     name = next((key for key in ("past_key_values", "cache_params", "state") if getattr(output, key, None)), None)
