@@ -130,7 +130,8 @@ def test_bitsandbytes_itself(tmp_path: Path) -> None:
 
     plain = make_llama(hidden_size=64, intermediate_size=128)
     plain.save_pretrained(tmp_path / "plain")
-    options = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    make: Any = transformers.BitsAndBytesConfig
+    options = make(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=options)
     model.save_pretrained(tmp_path / "small")
     seen = inspect(tmp_path / "small")

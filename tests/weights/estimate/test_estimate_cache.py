@@ -128,7 +128,8 @@ def test_encoder_decoder(tmp_path: Path) -> None:
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "dtype": "float32", **values}
     (tmp_path / "config.json").write_text(json.dumps(config))
     guess = estimate(tmp_path, batch=2, length=12, new_tokens=5)
-    model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).eval()
+    model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**values))
+    model.eval()
     ids = torch.ones((2, 12), dtype=torch.long)
     with torch.no_grad():
         output = model(input_ids=ids, decoder_input_ids=ids[:, :5], use_cache=True)
