@@ -50,7 +50,8 @@ def load_preprocessor(source: Path | str, task: str | None = None) -> Any:
         An object of transformers; None for a task whose inputs are numbers already (time series).
 
     Raises:
-        ModelError: There is none (`no_preprocessor`), it is broken, or it needs torchvision (`needs_torchvision`).
+        ModelError: There is none (`no_preprocessor`), it is broken, or it needs a package that is not installed
+            (`needs_torchvision`, `needs_torchaudio`).
     """
     folder = locate_files(source)
     files = FolderFiles(folder)
@@ -60,6 +61,8 @@ def load_preprocessor(source: Path | str, task: str | None = None) -> Any:
     kind: Preprocessor = info.preprocessor if info is not None else _kind_of(files, names)
     if kind == "none":
         return None
+    if kind == "tokenizer" and info is not None and info.name in _ANY_INPUT and not names & set(_NEEDED[kind][1]):
+        kind = _kind_of(files, names)  # hidden states of pictures or sounds
     words, needed = _NEEDED[kind]
     if not names & set(needed):
         raise ModelError(
@@ -74,6 +77,9 @@ def load_preprocessor(source: Path | str, task: str | None = None) -> Any:
         return _load(folder, "AutoImageProcessor")
     return _load(folder, _AUTO[kind])
 
+
+# Tasks of models of every modality: what makes their inputs is what the folder has.
+_ANY_INPUT = frozenset({"feature-extraction", "pretraining"})
 
 _AUTO: dict[str, str] = {
     "tokenizer": "AutoTokenizer",
@@ -137,6 +143,12 @@ def _load(folder: Path, auto: str) -> Any:
                 f"`{folder}`: its image processor exists for torchvision only, which is not installed",
                 code="needs_torchvision",
                 hint="pip install torchvision",
+            ) from error
+        if "orchaudio" in str(error):
+            raise ModelError(
+                f"`{folder}`: its feature extractor needs torchaudio, which is not installed",
+                code="needs_torchaudio",
+                hint="pip install torchaudio",
             ) from error
         raise ModelError(
             f"`{folder}` has no {auto.removeprefix('Auto')} that can be loaded: {first_line(error)}",
