@@ -23,6 +23,10 @@ LLAMA: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 OTHERS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": LLAMA | {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 8, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "dtype": "float32",
+    },
     "vit": {
         "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 8,
@@ -87,11 +91,11 @@ def test_checkpointing_and_sgd_take_less(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("mode", ["inference", "lora"])
 def test_every_modality(tmp_path: Path, name: str, mode: Any) -> None:
-    """Pictures, sounds and pairs of encoders are estimated by their own inputs."""
+    """Experts, pictures, sounds and pairs of encoders are estimated by their own inputs."""
     found = estimate(describe(tmp_path, OTHERS[name]), mode=mode, length=8, new_tokens=4, batch=2)
     assert found.weights >= 4 * found.parameters > 0
     assert found.activations > 0
-    assert (found.kv_cache > 0) == (name == "whisper" and mode == "inference")
+    assert (found.kv_cache > 0) == (name in {"whisper", "qwen3_moe"} and mode == "inference")
 
 
 def test_quantized_load(tmp_path: Path) -> None:

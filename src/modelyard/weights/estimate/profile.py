@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -264,10 +265,12 @@ def _adapted(model: Any, workload: Workload) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets: Any = workload.targets if isinstance(workload.targets, str) else list(workload.targets)
+    lora = LoraConfig(r=workload.rank, lora_alpha=2 * workload.rank, target_modules=targets)
     try:
-        made: Any = get_peft_model(
-            model, LoraConfig(r=workload.rank, lora_alpha=2 * workload.rank, target_modules=targets)
-        )
+        with warnings.catch_warnings():
+            # PEFT's own pattern for fused experts, which `all-linear` leaves alone.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+            made: Any = get_peft_model(model, lora)
     except ValueError as error:
         raise RequestError(
             f"LoRA cannot be put on `{targets}` of `{type(model).__name__}`: {str(error)[:200]}",
@@ -294,8 +297,21 @@ def _tracker(model: Any, workload: Workload) -> Tracker:
 
 @contextlib.contextmanager
 def _attention(workload: Workload) -> Iterator[None]:
-    with fused_attention(workload.device), without_values():
-        yield
+    import torch
+
+    known: Any = torch.autocast
+
+    def autocast(device_type: str, *options: Any, **named: Any) -> Any:
+        return contextlib.nullcontext() if device_type == "meta" else known(device_type, *options, **named)
+
+    # PEFT turns autocast off around experts, on the device of the weights, and torch knows none for meta. Whoever else asks
+    # meanwhile gets what there is for every other device.
+    torch.autocast = autocast  # type: ignore[assignment,misc]
+    try:
+        with fused_attention(workload.device), without_values():
+            yield
+    finally:
+        torch.autocast = known  # type: ignore[misc]
 
 
 def _generation_options(model: Any) -> dict[str, Any]:
