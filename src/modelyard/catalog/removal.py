@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from modelyard.catalog.candidates import Name
     from modelyard.catalog.transaction import Transaction
 
-__all__ = ["forget", "release", "unused_files"]
+__all__ = ["forget", "release"]
 
 _DELETED, _COLLECTED = 1, 2
 
@@ -150,9 +150,3 @@ def release(tx: Transaction, version_seqs: Iterable[int]) -> None:
         names += [("reports", digest) for digest in made]
         names += [("packs", each.pack) for each in closure.values() if each.pack is not None]
     candidates.unmark(tx, names)
-
-
-def unused_files(connection: Connection) -> set[str]:
-    """Rows of files that no version has, as an interrupted commit never leaves them; for checks."""
-    query = select(files_table.c.digest).where(files_table.c.digest.not_in(select(version_files.c.blake3)))
-    return set(connection.execute(query).scalars())

@@ -28,7 +28,6 @@ __all__ = [
     "METADATA_FILE",
     "NOT_RECORDED",
     "REGISTERED_AT",
-    "REGISTRY_FILE",
     "SOURCE_PATH",
     "check_label",
     "kept_metadata",
@@ -40,7 +39,6 @@ __all__ = [
 ADAPTER = "adapter_checkpoint"
 FINAL = "final_merged"
 METADATA_FILE = "metadata.json"
-REGISTRY_FILE = "model_registry.json"
 LATEST = "latest"
 
 LABEL = "smolora.label"

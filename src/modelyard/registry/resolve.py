@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from modelyard.catalog import refs, repos, versions
-from modelyard.digest import Digest
 from modelyard.errors import NotFoundError, RefError, near_match
 from modelyard.registry.model import Version, version_of
 from modelyard.registry.reference import Reference
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from modelyard.catalog.versions import VersionRecord
     from modelyard.registry.context import Context
 
-__all__ = ["find_record", "find_repo", "record_of", "resolve", "resolve_digest"]
+__all__ = ["find_record", "find_repo", "record_of", "resolve"]
 
 
 def resolve(context: Context, reference: str | Version) -> Version:
@@ -75,13 +74,6 @@ def find_record(
         name = f"{reference.repo_text}@v{record.number}"
         raise NotFoundError(f"`{name}` was deleted", hint=f"yard undelete {name}")
     return record
-
-
-def resolve_digest(context: Context, digest: str) -> list[Version]:
-    """Every version with this id, in any repo, deleted ones last."""
-    with context.catalog.read() as connection:
-        found = versions.load(connection, versions.by_digest(connection, [Digest(digest)]))
-    return [version_of(record) for record in sorted(found, key=lambda record: (record.deleted, record.seq))]
 
 
 def _by_prefix(

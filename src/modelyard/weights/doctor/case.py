@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Case"]
 
-_CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipelines"})
-
 
 @dataclass
 class Case:
