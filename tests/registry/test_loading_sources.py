@@ -144,6 +144,7 @@ def test_an_adapter_of_another_base_is_refused(bench: Bench, kept: dict[str, Ver
     assert caught.value.code == "other_base"
     with pytest.raises(ModelError, match="no adapter"):
         bench.yard.load("team/base", adapters={"other": "team/other"})
+    wrong: Any
     for wrong in ({}, ["team/fr"]):
         with pytest.raises(RequestError, match="adapters"):
             bench.yard.load("team/base", adapters=wrong)

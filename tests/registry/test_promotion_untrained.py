@@ -9,7 +9,7 @@ import pytest
 
 from modelyard.cli.main import run
 from modelyard.errors import GateRefusedError
-from modelyard.registry import untrained as marks
+from modelyard.registry.contents import StoredFiles
 from modelyard.weights.untrained import KEY, Untrained, mark
 from tiny_models import make_llama, save_model
 
@@ -99,7 +99,7 @@ def test_a_config_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     def read(*_arguments: object) -> bytes:
         raise AssertionError("a config.json without a mark was read again")
 
-    monkeypatch.setattr(marks.StoredFiles, "read", read)
+    monkeypatch.setattr(StoredFiles, "read", read)
     assert bench.yard.promote(one, "production").moved
 
 
