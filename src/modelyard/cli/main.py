@@ -61,7 +61,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("runs:eval_", "Evaluate a version and keep every example's result."),
     "merge": ("weights:merge", "Merge an adapter into its base, exactly."),
     "plan": ("plan:plan", "Show what loading a model would do, before anything is loaded."),
-    "inspect": ("inspect:inspect", "Describe a model from its headers: parameters, dtypes, modules, tokenizer, licence."),
+    "inspect": (
+        "inspect:inspect",
+        "Describe a model from its headers: parameters, dtypes, modules, tokenizer, licence.",
+    ),
     "estimate": ("estimate:estimate", "Say how much memory a model takes, and whether it fits here."),
     "architectures": ("inspect:architectures", "List each model type: modality, tasks, what serves and trains it."),
     "create": ("create:create", "Make a model from a configuration, with random weights."),
