@@ -16,7 +16,7 @@ from modelyard.weights.files import show_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Comparison", "build_without_memory", "compare_tensors"]
+__all__ = ["Comparison", "build_without_memory", "compare_tensors", "converted_names"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,16 @@ def build_without_memory(config: Mapping[str, Any]) -> Any:
             f"`{name}` cannot be built from this config.json: {type(error).__name__}: {str(error)[:200]}",
             code="unknown_architecture",
         ) from error
+
+
+def converted_names(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The tensors on disk that are joined, cut or turned while they are loaded, so that memory holds copies of them.
+
+    Raises:
+        ModelError: `unknown_architecture`.
+    """
+    renamed = _rename(build_without_memory(config), names)
+    return [name for name, (_, converted) in renamed.items() if converted]
 
 
 def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool, tuple[str, ...]]]:

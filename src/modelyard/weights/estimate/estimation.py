@@ -140,7 +140,28 @@ def _weights(
         if not described.tensors:
             return profile.weights, [f"no weights here: counted as {dtype}, not as {described.quantization}"]
         return described.stored, [f"weights stay as {described.quantization} keeps them, as stored"]
-    return profile.weights, []
+    kept = _still_mapped(described, workload, dtype) if not isinstance(profile, ClosedProfile) else 0
+    said = (
+        [f"of the weights, {kept:,} bytes are the file's, still mapped beside what was joined from them"]
+        if kept
+        else []
+    )
+    return profile.weights + kept, said
+
+
+def _still_mapped(described: Described, workload: Workload, dtype: str) -> int:
+    """Bytes of the file that stay in memory although the model has copies of them.
+
+    On a CPU weights are maps of their file, and stay so as long as one of its tensors is used as it is; tensors that are
+    joined while they are loaded (experts) were read through the same map. The system takes these pages back when it
+    must, but until then they are resident.
+    """
+    if not described.tensors or workload.device != "cpu" or dtype != described.dtype:
+        return 0
+    from modelyard.weights.architecture import converted_names
+
+    tensors = described.tensors
+    return sum(tensors[name].end - tensors[name].start for name in converted_names(described.config, tensors))
 
 
 def _notes(workload: Workload) -> list[str]:

@@ -269,7 +269,9 @@ def _adapted(model: Any, workload: Workload) -> Any:
     try:
         with warnings.catch_warnings():
             # PEFT's own pattern for fused experts, which `all-linear` leaves alone.
-            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+            warnings.filterwarnings(
+                "ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning
+            )
             made: Any = get_peft_model(model, lora)
     except ValueError as error:
         raise RequestError(
