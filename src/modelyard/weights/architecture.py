@@ -103,7 +103,7 @@ def converted_names(config: Mapping[str, Any], names: Iterable[str]) -> list[str
         ModelError: `unknown_architecture`.
     """
     renamed = _rename(build_without_memory(config), names)
-    return [name for name, (_, converted) in renamed.items() if converted]
+    return [name for name, found in renamed.items() if found[1]]
 
 
 def _rename(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool, tuple[str, ...]]]:
