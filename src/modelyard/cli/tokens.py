@@ -121,9 +121,9 @@ def _tokenizer(home: Home, source: str) -> Iterator[Any]:
 
 def _write_small(yard: Yard, version: Version, folder: Path) -> Path:
     """A version's files but its weights, in `folder`; those of an adapter's base where the adapter has no tokenizer."""
-    from modelyard.weights.loading.preprocessors import TOKENIZER_FILES
+    from modelyard.weights.filenames import TOKENIZER_FILES
 
-    if version.kind == "adapter" and not {entry.path for entry in version.files} & set(TOKENIZER_FILES):
+    if version.kind == "adapter" and not {entry.path for entry in version.files} & TOKENIZER_FILES:
         version = yard.base_of(version)
     files = yard.files(version)
     for name in files.names():

@@ -16,6 +16,7 @@ from modelyard.registry.leases import lease
 from modelyard.registry.reports import of_version
 from modelyard.registry.resolve import resolve
 from modelyard.registry.tensors import TensorDiff, compare_tensors
+from modelyard.weights.filenames import TOKENIZER_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ConfigChange", "ReportChange", "VersionDiff", "compare", "diff"]
 
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
-_TOKENIZER = frozenset(
-    {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-    | {"vocab.json", "vocab.txt", "merges.txt", "spiece.model"}
-)
 _ABSENT = "(absent)"
 
 
@@ -112,7 +109,7 @@ def compare(
         files_removed=_sorted(before.keys() - after.keys()),
         files_changed=_sorted(changed),
         config=tuple(change for name in _CONFIGS if name in touched for change in _config(name, old_files, new_files)),
-        tokenizer_changed=bool(_TOKENIZER & touched),
+        tokenizer_changed=bool(TOKENIZER_PARTS & touched),
         chat_template_changed=bool(template) and _template(old_files) != _template(new_files),
         tensors=compare_tensors(old_files, new_files, norms=norms),
         reports=_compare_reports(*reports),

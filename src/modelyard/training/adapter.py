@@ -10,27 +10,16 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import IntegrityError
+from modelyard.weights.filenames import TEMPLATE_FILES, TOKENIZER_PARTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ADAPTER_FILES", "TOKENIZER_FILES", "copy_tokenizer", "load_adapter", "save_adapter"]
+__all__ = ["ADAPTER_FILES", "copy_tokenizer", "load_adapter", "save_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 ADAPTER_FILES = (WEIGHTS, CONFIG)
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 
 def save_adapter(model: Any, folder: Path, base_name: str | None) -> None:
@@ -74,6 +63,6 @@ def _plain(value: Any) -> Any:
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
     """Copy the base's tokenizer files, byte for byte, so that a store keeps them once."""
-    for name in TOKENIZER_FILES:
+    for name in sorted(TOKENIZER_PARTS | TEMPLATE_FILES):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)

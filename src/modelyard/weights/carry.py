@@ -9,18 +9,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from modelyard.weights.checks import read_json
+from modelyard.weights.filenames import TEMPLATE_FILES, TOKENIZER_FILES, TOKENIZER_PARTS
 
 if TYPE_CHECKING:
     from modelyard.weights.files import Files
 
 __all__ = ["carried_files", "is_carried"]
 
-_TOKENIZER = frozenset({
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt", "sentencepiece.bpe.model",
-    "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
-    "vocab.txt",
-})  # fmt: skip
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _LEFT = frozenset({
     "adapter_config.json", "all_results.json", "eval_results.json", "train_results.json", "trainer_state.json",
 })  # fmt: skip
@@ -31,13 +26,13 @@ _LEGAL = ("license", "licence", "notice", "copying", "use_policy")
 def carried_files(base: Files, adapter: Files) -> dict[str, Files]:
     """File name to where it is taken from, sorted by name; weights and their index are not among them."""
     taken = {name: base for name in base.names() if is_carried(name)}
-    own = {name for name in adapter.names() if name in _TOKENIZER}
-    if own & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+    own = set(adapter.names()) & (TOKENIZER_PARTS | TEMPLATE_FILES)
+    if own & TOKENIZER_FILES:
         # A tokenizer is one thing in several files: the adapter's replaces the base's whole, or vocabularies would mix.
         # Only a chat template is worth keeping from the base, when the adapter brings none of its own.
-        templated = bool(own & set(_TEMPLATES)) or _has_template(adapter, own)
-        kept = () if templated else _TEMPLATES
-        taken = {name: source for name, source in taken.items() if name not in _TOKENIZER or name in kept}
+        templated = bool(own & TEMPLATE_FILES) or _has_template(adapter, own)
+        replaced = TOKENIZER_PARTS | TEMPLATE_FILES if templated else TOKENIZER_PARTS
+        taken = {name: source for name, source in taken.items() if name not in replaced}
     taken.update(dict.fromkeys(own, adapter))
     return dict(sorted(taken.items()))
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.weights.checks import read_json
+from modelyard.weights.filenames import TOKENIZER_FILES
 from modelyard.weights.files import Files, FolderFiles
 from modelyard.weights.inspection.classes import task_of
 from modelyard.weights.inspection.counting import Stored, count_tensors
 from modelyard.weights.inspection.facts import (
-    TOKENIZER_FILES,
     AdapterFacts,
     TokenizerFacts,
     find_licence,

@@ -50,9 +50,10 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         ModelError: There is none (`no_preprocessor`), or it is broken.
     """
+    from modelyard.weights.filenames import TOKENIZER_FILES
     from modelyard.weights.loading import sources
     from modelyard.weights.loading.lock import loading
-    from modelyard.weights.loading.preprocessors import TOKENIZER_FILES, load_preprocessor
+    from modelyard.weights.loading.preprocessors import load_preprocessor
     from modelyard.weights.loading.translate import translated
 
     if path.suffix == ".gguf" and path.is_file():

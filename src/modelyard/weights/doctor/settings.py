@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import YardError
 from modelyard.weights.doctor.findings import from_error, make, some
 from modelyard.weights.doctor.vocabulary import end_ids, has_tokenizer
+from modelyard.weights.filenames import PREPROCESSOR_FILES
 from modelyard.weights.untrained import KEY, find_untrained
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["examine_mark", "examine_settings", "propose_generation"]
 
-_PREPROCESSORS = frozenset({"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"})
 _WHAT = {
     "image-processor": "an image processor (preprocessor_config.json)",
     "feature-extractor": "a feature extractor (preprocessor_config.json)",
@@ -34,14 +34,16 @@ def examine_settings(case: Case, vocabulary: Vocabulary | None) -> Iterator[Find
         return
     if case.generates:
         yield from _generation(case, vocabulary)
-    if case.task.preprocessor == "tokenizer" and not has_tokenizer(case):
+    # A base model, or one in pretraining, takes what its kind takes: sound or pictures need no tokenizer.
+    other = case.task.name in {"feature-extraction", "pretraining"} and bool(case.names & PREPROCESSOR_FILES)
+    if case.task.preprocessor == "tokenizer" and not has_tokenizer(case) and not other:
         what = "there is no tokenizer, so text cannot be given to it"
         yield make("no_tokenizer", what, "copy the tokenizer files of its base beside the weights")
     parts = any(isinstance(case.config.get(part), dict) for part in ("vision_config", "audio_config"))
     wanted = case.task.preprocessor in _WHAT and case.task.modality != "text"
     if case.task.modality == "multimodal" and not parts and has_tokenizer(case):
         wanted = False  # a task of several kinds of input, and a model that reads text
-    if wanted and not case.names & _PREPROCESSORS:
+    if wanted and not case.names & PREPROCESSOR_FILES:
         what = f"there is no {_WHAT[case.task.preprocessor].removeprefix('an ').removeprefix('a ')}: no {case.task.modality} can be given to it"
         yield make("no_preprocessor", what, "copy preprocessor_config.json of its base beside the weights")
     yield from _labels(case)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import YardError
 from modelyard.weights.doctor.findings import make, some
+from modelyard.weights.filenames import VOCABULARY_FILES
 from modelyard.weights.files import show_name
 from modelyard.weights.merge.names import is_input_embedding
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Vocabulary", "end_ids", "examine_vocabulary", "has_tokenizer", "read_vocabulary"]
 
-_FILES = frozenset({
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "source.spm", "bpe.codes", "prophetnet.tokenizer", "emoji.json", "normalizer.json", "entity_vocab.json",
-})  # fmt: skip
 _WITHOUT_FILES = ("ByT5", "Canine", "Perceiver", "Myt5", "Mgpstr", "CharacterBERT")
 _SINGLE = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -92,8 +89,8 @@ class _Words:
 def has_tokenizer(case: Case) -> bool:
     """Whether the files of a tokenizer are there; some kinds need nothing but their configuration."""
     named = str(case.tokenizer_config.get("tokenizer_class", ""))
-    spoken = any(name.endswith((".tiktoken", ".spm", "spm_char.model")) for name in case.names)
-    return bool(case.names & _FILES) or spoken or named.startswith(_WITHOUT_FILES)
+    ranked = any(name.endswith(".tiktoken") for name in case.names)
+    return bool(case.names & VOCABULARY_FILES) or ranked or named.startswith(_WITHOUT_FILES)
 
 
 def read_vocabulary(case: Case) -> Vocabulary | None:

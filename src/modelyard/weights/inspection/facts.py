@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.weights.checks import read_json
+from modelyard.weights.filenames import TOKENIZER_FILES
 from modelyard.weights.files import show_name
 from modelyard.weights.ranges import Ranged
 
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterFacts", "TokenizerFacts", "find_licence", "read_adapter", "read_tokenizer", "template_text"]
 
-TOKENIZER_FILES = frozenset(
-    {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model"}
-)
-_PARSED = (
-    24 << 20
-)  # bytes of a tokenizer.json that is counted; a larger one would take longer than the whole inspection
+_PARSED = 24 << 20
+"""Bytes of a tokenizer.json that is counted; a larger one would take longer than the whole inspection."""
 _TEXT = 1 << 20
 _LICENCES = (
     ("apache-2.0", "apache license", "version 2.0"),

@@ -1,7 +1,7 @@
 """What makes a model's inputs: a tokenizer, image or video processor, feature extractor, or a processor of several parts.
 
 Image processors run on Pillow where torchvision is not installed; one that exists for torchvision only is a named error.
-Knows the files that preprocessors are saved in; reads no weights.
+Knows which files say that a preprocessor is there; reads no weights, and makes no input of anything.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.checks import check_config, read_json
+from modelyard.weights.filenames import PREPROCESSOR, PREPROCESSOR_FILES, PROCESSOR, TOKENIZER_FILES, VIDEO_PREPROCESSOR
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading.quantization import quiet_imports
 from modelyard.weights.loading.sources import locate_files
@@ -21,21 +22,15 @@ if TYPE_CHECKING:
 
     from modelyard.weights.tasks import Preprocessor
 
-__all__ = ["TOKENIZER_FILES", "has_preprocessor", "load_preprocessor", "save_preprocessor"]
+__all__ = ["has_preprocessor", "load_preprocessor", "save_preprocessor"]
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json",
-)  # fmt: skip
-_PROCESSOR = "processor_config.json"
-_PREPROCESSOR = "preprocessor_config.json"
-_VIDEO = "video_preprocessor_config.json"
+# What is missing, and the files of which any will do; the first two are those that a hint names.
 _NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "tokenizer": ("no tokenizer", TOKENIZER_FILES),
-    "image-processor": ("no image processor", (_PREPROCESSOR, _PROCESSOR)),
-    "feature-extractor": ("no feature extractor", (_PREPROCESSOR, _PROCESSOR)),
-    "video-processor": ("no video processor", (_VIDEO, _PREPROCESSOR, _PROCESSOR)),
-    "processor": ("no processor", (_PROCESSOR, _PREPROCESSOR, _VIDEO, *TOKENIZER_FILES)),
+    "tokenizer": ("no tokenizer", ("tokenizer.json", "tokenizer_config.json", *TOKENIZER_FILES)),
+    "image-processor": ("no image processor", (PREPROCESSOR, PROCESSOR)),
+    "feature-extractor": ("no feature extractor", (PREPROCESSOR, PROCESSOR)),
+    "video-processor": ("no video processor", (VIDEO_PREPROCESSOR, PREPROCESSOR, PROCESSOR)),
+    "processor": ("no processor", (PROCESSOR, PREPROCESSOR, VIDEO_PREPROCESSOR, *TOKENIZER_FILES)),
 }
 
 
@@ -72,7 +67,11 @@ def load_preprocessor(source: Path | str, task: str | None = None) -> Any:
         )
     if _is_composite(files, names, info):
         return _load(folder, "AutoProcessor")
-    if kind == "video-processor" and _PREPROCESSOR in names and (_VIDEO not in names or not _has_torchvision()):
+    if (
+        kind == "video-processor"
+        and PREPROCESSOR in names
+        and (VIDEO_PREPROCESSOR not in names or not _has_torchvision())
+    ):
         # Frames are images: an image processor does them one by one, and video processors exist for torchvision only.
         return _load(folder, "AutoImageProcessor")
     return _load(folder, _AUTO[kind])
@@ -92,7 +91,7 @@ _AUTO: dict[str, str] = {
 
 def has_preprocessor(folder: Path) -> bool:
     """Whether a folder holds any preprocessor's files."""
-    return any((folder / name).exists() for name in (*TOKENIZER_FILES, _PREPROCESSOR, _PROCESSOR, _VIDEO))
+    return any((folder / name).exists() for name in TOKENIZER_FILES | PREPROCESSOR_FILES)
 
 
 def save_preprocessor(preprocessor: Any, folder: Path | str) -> None:
@@ -103,24 +102,24 @@ def save_preprocessor(preprocessor: Any, folder: Path | str) -> None:
 
 def _kind_of(files: FolderFiles, names: set[str]) -> Preprocessor:
     """The kind that a folder's files say, for a caller that names no task."""
-    if _PROCESSOR in names:
+    if PROCESSOR in names:
         return "processor"
-    if _PREPROCESSOR in names:
-        said = read_json(files, _PREPROCESSOR)
-        if names & set(TOKENIZER_FILES) and "processor_class" in said:
+    if PREPROCESSOR in names:
+        said = read_json(files, PREPROCESSOR)
+        if names & TOKENIZER_FILES and "processor_class" in said:
             return "processor"
         return "image-processor" if "image_processor_type" in said else "feature-extractor"
-    return "video-processor" if _VIDEO in names else "tokenizer"
+    return "video-processor" if VIDEO_PREPROCESSOR in names else "tokenizer"
 
 
 def _is_composite(files: FolderFiles, names: set[str], info: TaskInfo | None) -> bool:
     """Whether the folder holds a processor of several parts: those are used together whatever the task."""
-    if _PROCESSOR in names:
+    if PROCESSOR in names:
         return True
     if info is not None and info.preprocessor == "processor":
         return True
-    if _PREPROCESSOR in names and names & set(TOKENIZER_FILES):
-        return "processor_class" in read_json(files, _PREPROCESSOR)
+    if PREPROCESSOR in names and names & TOKENIZER_FILES:
+        return "processor_class" in read_json(files, PREPROCESSOR)
     return False
 
 
