@@ -69,11 +69,26 @@ def test_training_makes_the_mark_untrue(bench: Bench) -> None:
     assert bench.yard.promote(version, "production").moved
 
 
-def test_a_mark_that_nobody_can_read_is_no_pass(bench: Bench) -> None:
-    """A mark of another form is refused too, with what is wrong about it."""
+SOUND = {"format": 1, "kind": "head", "seed": 0, "tensors": ["lm_head.weight"], "digest": "0"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"format": 9},
+        False,
+        {**SOUND, "kind": ["head"]},
+        {**SOUND, "kind": {}},
+        {**SOUND, "seed": True},
+        {**SOUND, "tensors": [5]},
+        {**SOUND, "digest": None},
+    ],
+)
+def test_a_mark_that_nobody_can_read_is_no_pass(bench: Bench, value: object) -> None:
+    """A mark of another form, of values of any type, is refused too, with what is wrong about it."""
     folder = save_model(bench.folder / "new")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, KEY: {"format": 9}}))
+    (folder / "config.json").write_text(json.dumps({**config, KEY: value}))
     version = bench.yard.commit(folder, "team/model")
     with pytest.raises(GateRefusedError, match=KEY) as caught:
         bench.yard.promote(version, "production")

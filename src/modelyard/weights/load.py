@@ -32,6 +32,7 @@ from modelyard.weights.checks import check_weights
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading import compiled, legacy, sources
 from modelyard.weights.loading.dtypes import DTYPES, cpu_runs_bfloat16, pick_dtype
+from modelyard.weights.loading.given import read_allow, read_given, read_source
 from modelyard.weights.loading.lock import LOADING, loading
 from modelyard.weights.loading.options import LoadOptions
 from modelyard.weights.loading.plan import plan_load
@@ -148,24 +149,12 @@ def accept_options(
                 raise RequestError("the model is given twice", hint="pass it once, first", field="source")
             source = value
         elif name == "allow":
-            values[name] = (*_names(values.get(name, ())), *value)
+            values[name] = (*read_allow(values.get(name, ())), *value)
         elif values.get(name, defaults[name]) not in (defaults[name], value):
             raise RequestError(f"`{name}` is given twice", hint="leave the old name out", field=name)
         else:
             values[name] = value
-    if source is None:
-        raise RequestError("no model is given", hint="pass a folder, a .gguf file or hf://org/name", field="source")
-    values["allow"] = _names(values.get("allow", ()))
-    for name in ("base", "offload_folder", "cache_dir"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name]).expanduser()
-    if values.get("adapters") is not None:
-        values["adapters"] = {str(name): Path(folder) for name, folder in values["adapters"].items()}
-    return source, LoadOptions(**values)
-
-
-def _names(allow: Any) -> tuple[str, ...]:
-    return (allow,) if isinstance(allow, str) else tuple(allow)
+    return read_source(source), LoadOptions(**read_given(values))
 
 
 def load_with(source: Path | str, options: LoadOptions, observe: Observe | None = None) -> Model:
@@ -177,7 +166,7 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
     _check_device(options.device)
     if options.compile:
         compiled.check_compiler(options.device)
-    path = sources.locate(source, options)
+    path, options = sources.locate(source, options), sources.locate_parts(options)
     adapter = sources.read_adapter(path) if path.is_dir() else None
     if adapter is None and options.base is not None:
         raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
@@ -302,7 +291,8 @@ def _assemble_gguf(path: Path, folders: Mapping[str, Path], options: LoadOptions
 def _adapter_folders(path: Path, adapter: Mapping[str, Any] | None, options: LoadOptions) -> dict[str, Path]:
     """Every adapter to load, name to folder; the source itself, where it is one, is `default`."""
     folders = {"default": path} if adapter is not None else {}
-    for name, folder in (options.adapters or {}).items():
+    for name, each in (options.adapters or {}).items():
+        folder = Path(each)
         if name in folders:
             raise RequestError(f"two adapters are called `{name}`", hint="rename one", field="adapters")
         if not (folder / "adapter_config.json").is_file():

@@ -186,9 +186,11 @@ def _digest_bytes(weights: Checkpoint, name: str) -> str:
 
 def _parse(value: Any, label: str) -> tuple[Untrained, str]:
     if isinstance(value, dict) and value.get("format") == 1:
-        kind, seed, tensors, digest = (value.get(key) for key in ("kind", "seed", "tensors", "digest"))
+        kind: Any = value.get("kind")
+        seed, tensors, digest = (value.get(key) for key in ("seed", "tensors", "digest"))
         named = tensors is None or (isinstance(tensors, list) and all(isinstance(name, str) for name in tensors))
-        if kind in {"random", "head"} and isinstance(seed, int) and named and isinstance(digest, str):
+        known = isinstance(kind, str) and kind in {"random", "head"}  # a stranger's value may have no hash
+        if known and named and isinstance(seed, int) and not isinstance(seed, bool) and isinstance(digest, str):
             return Untrained(kind, seed, None if tensors is None else tuple(tensors)), digest
     raise ModelError(
         f"`{label}/config.json`: `{KEY}` is no mark that modelyard writes",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError, RequestError, near_match
 from modelyard.weights.audit import audit_keys
 from modelyard.weights.headers import read_header
-from modelyard.weights.loading.lock import loading
+from modelyard.weights.loading.lock import loading, seeded
 from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def attach(model: Any, task: str, folders: Mapping[str, Path], *, training: bool
     if not folders:
         raise RequestError("`adapters` is empty", hint="name at least one folder", field="adapters")
     adapted: Any = None
-    with loading():
+    with loading(), seeded(0):  # PEFT draws the factors that it then reads: the caller's generators stay as they are
         for name, folder in folders.items():
             config, held = _read(folder, task, model)
             _check_name(name, model, config)

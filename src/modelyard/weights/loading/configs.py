@@ -81,6 +81,12 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
     """A new configuration with some keys changed: `{"num_hidden_layers": 2, "text_config.hidden_size": 32}`."""
     plain = config.to_dict()
     for key, value in values.items():
+        if key.rpartition(".")[2] == "model_type":
+            raise RequestError(
+                f"`{key}` is not changed: it says which configuration this is",
+                hint="make another model: yard create TYPE --to ./FOLDER",
+                field=key,
+            )
         _set(config, plain, key, value)
     plain.pop("transformers_version", None)
     try:

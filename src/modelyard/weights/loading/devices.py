@@ -65,16 +65,19 @@ def present_devices() -> list[str]:
     return found
 
 
-def check_device(device: str, *, field: str = "device") -> str:
+def check_device(device: Any, *, field: str = "device") -> str:
     """The name of `device` as torch has it, if it is here.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:1`, `mps`, `xpu` or `xpu:0`; a kind without an index is its first device.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, `xpu` or `xpu:0`, or torch's own object for one; a kind without an index is its first device.
         field: The option that an error names.
 
     Raises:
         RequestError: It is no device, or it is not here; the message names what is.
     """
+    import torch
+
+    device = str(device) if isinstance(device, torch.device) else device
     here = present_devices()
     known = f"here: {', '.join(here)}"
     match = re.fullmatch(r"(cpu|cuda|mps|xpu)(?::(\d+))?", device) if isinstance(device, str) else None

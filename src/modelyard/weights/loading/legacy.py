@@ -152,6 +152,9 @@ def _modern(name: str, value: Any, known: Collection[str]) -> tuple[str | None, 
     """The option and the value that a dropped name means; None where it asks for what is always so."""
     if name in _RENAMED:
         option = _RENAMED[name]
+        if value is None:  # what the old name meant by it: not given
+            _warn(f"`{name}` is now `{option}`: leave it out")
+            return None, None
         value = _dtype_name(value) if option == "dtype" else value
         shown = "..." if option == "token" else repr(value)
         _warn(f"`{name}` is now `{option}`: pass {'it first' if option == 'source' else f'{option}={shown}'}")

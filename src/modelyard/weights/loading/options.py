@@ -29,8 +29,8 @@ class LoadOptions:
 
     task: str | None = None
     model_class: str | None = None
-    base: Path | None = None
-    adapters: Mapping[str, Path] | None = None
+    base: Path | str | None = None
+    adapters: Mapping[str, Path | str] | None = None
     dtype: str = "auto"
     device: str = "cpu"
     device_map: Any = None
@@ -58,8 +58,8 @@ class LoadOptions:
         _choice("dtype", self.dtype, DTYPES)
         for kind in self.allow:
             _choice("allow", kind, ALLOWABLE)
-        if self.threads is not None and self.threads < 1:
-            raise RequestError(f"`threads` is {self.threads}", hint="a positive whole number", field="threads")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise RequestError(f"`threads` is {self.threads!r}", hint="a positive whole number", field="threads")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
             raise RequestError(f"`seed` is {self.seed!r}", hint="a whole number from 0", field="seed")
         if self.config is not None and not isinstance(self.config, Mapping):
@@ -106,7 +106,7 @@ def _check_labels(count: int | None, names: Mapping[int, str] | None) -> None:
         raise RequestError(f"`num_labels` is {count!r}", hint="a positive whole number", field="num_labels")
     if names is None:
         return
-    if not isinstance(names, Mapping) or sorted(int(key) for key in names) != list(range(len(names))) or not names:
+    if not isinstance(names, Mapping) or sorted(map(str, names)) != sorted(map(str, range(len(names)))) or not names:
         raise RequestError(
             "`id2label` has not the numbers 0 to n-1 as keys", hint='e.g. {0: "no", 1: "yes"}', field="id2label"
         )

@@ -8,6 +8,7 @@ no references.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
@@ -19,7 +20,6 @@ from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from modelyard.weights.loading.classes import Choice
     from modelyard.weights.loading.devices import Place
@@ -116,7 +116,7 @@ def plan_load(source: Path | str, **options: Any) -> LoadPlan:
     given = {name: value for name, value in options.items() if name in known}
     yesterday = {name: value for name, value in options.items() if name not in known}
     source, accepted = accept_options(source, given, yesterday)
-    path = sources.locate(source, accepted)
+    path, accepted = sources.locate(source, accepted), sources.locate_parts(accepted)
     if path.is_file():
         from modelyard.weights.loading import gguf_model
 
@@ -168,6 +168,8 @@ def make_plan(
     torch_dtype = getattr(torch, dtype)
     wanted = quantization.make_config(options.quantization, device=device, dtype=torch_dtype)
     model, quantizer = _build(choice, torch_dtype, chosen, wanted, device)
+    if options.relabels():
+        _check_labels(choice, torch_dtype, str(source or root))
     if options.device_map is None and options.max_memory is not None:
         raise RequestError("`max_memory` without `device_map`", hint='device_map="auto"', field="max_memory")
     places: dict[str, Place] = {"": devices.main_device({"": device}) if kind != "cpu" else "cpu"}
@@ -248,6 +250,24 @@ def _build(choice: Choice, dtype: Any, attention_name: str | None, wanted: Any, 
         raise attention.refuse_part(
             attention_name, choice.config, error, model_class=choice.cls, device=device
         ) from error
+
+
+def _check_labels(choice: Choice, dtype: Any, label: str) -> None:
+    """Refuse a number of labels for a class that nothing of depends on it: it would be taken, and mean nothing."""
+    from modelyard.weights.loading.configs import label_config
+
+    count = int(choice.config.num_labels)
+    first, other = (
+        {name: tuple(tensor.shape) for name, tensor in build_meta(choice.cls, config, dtype)[0].state_dict().items()}
+        for config in (label_config(choice.config, number, None) for number in (count, count + 1))
+    )
+    if first == other:
+        raise RequestError(
+            f"`num_labels` and `id2label` are for a head that labels, and {choice.cls.__name__}, "
+            f"which `{label}` is loaded as for {choice.task}, has none",
+            hint="say what the labels are for, e.g. task='text-classification', or leave them out",
+            field="num_labels",
+        )
 
 
 def weigh(model: Any, dtype: Any, places: Mapping[str, Place]) -> tuple[int, dict[str, int]]:

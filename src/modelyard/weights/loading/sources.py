@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
+from modelyard.weights.loading.given import is_hub
 
 if TYPE_CHECKING:
     from modelyard.weights.loading.options import LoadOptions
 
-__all__ = ["find_base", "locate", "locate_files", "read_adapter"]
+__all__ = ["find_base", "locate", "locate_files", "locate_parts", "read_adapter"]
 
 
 def locate(source: Path | str, options: LoadOptions) -> Path:
@@ -23,7 +25,7 @@ def locate(source: Path | str, options: LoadOptions) -> Path:
         RequestError: `revision` was given for what has none.
         NotFoundError, AuthError: As `weights.hub.fetch`.
     """
-    if isinstance(source, str) and source.startswith("hf://"):
+    if isinstance(source, str) and is_hub(source):
         return _fetch(source, options)
     if options.revision is not None:
         raise RequestError(
@@ -39,9 +41,23 @@ def locate(source: Path | str, options: LoadOptions) -> Path:
     raise ModelError(f"no folder `{source}`", hint=hint)
 
 
+def locate_parts(options: LoadOptions) -> LoadOptions:
+    """The options with a folder for a base and for adapters that a hub has; `revision` is the model's own, not theirs.
+
+    Raises:
+        NotFoundError, AuthError: As `weights.hub.fetch`.
+    """
+    plain = replace(options, revision=None)
+    base = _fetch(str(options.base), plain) if is_hub(options.base) else options.base
+    adapters = options.adapters and {
+        name: _fetch(str(each), plain) if is_hub(each) else each for name, each in options.adapters.items()
+    }
+    return replace(options, base=base, adapters=adapters)
+
+
 def locate_files(source: Path | str) -> Path:
     """The folder of a configuration or preprocessor; of a hub's repo everything but the weights is fetched."""
-    if isinstance(source, str) and source.startswith("hf://"):
+    if isinstance(source, str) and is_hub(source):
         from modelyard.weights import hub
 
         return hub.fetch(source, weights=False)
