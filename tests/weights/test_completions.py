@@ -178,7 +178,7 @@ def test_an_answer_length_of_a_summarizer_is_its_default(tmp_path: Path) -> None
     assert len(model.complete(["hi"], max_new_tokens=3)[0].token_ids) == 3
 
 
-@pytest.mark.parametrize("name", CONTINUES)
+@pytest.mark.parametrize("name", sorted(CONTINUES))
 def test_full_text_is_the_prompt_and_the_answer(loaded: Callable[[str], Model], name: str) -> None:
     """`return_full_text=True` puts the prompt before the answer, streamed or not; ids and counts stay the answer's."""
     model = loaded(name)
