@@ -125,6 +125,23 @@ def test_placeholders_in_a_users_text_are_text(loaded: Callable[[str, str], Mode
     assert model.tokenize("<image>").count(place) == 0
 
 
+def test_render_uses_the_processors_own_template(loaded: Callable[[str, str], Model]) -> None:
+    """`render` gives the ids that `tokenize` does where the template is the processor's, with and without the prompt."""
+    model = loaded(IMAGES["llava"], "llava")
+    messages = [{"role": "user", "content": "my card"}]
+    assert model.render(messages) == model.tokenize(messages)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "my card"}]}]
+    open_end = model.processor.apply_chat_template(parts, add_generation_prompt=False, tokenize=True, return_dict=True)
+    assert model.render(messages, add_generation_prompt=False) == open_end["input_ids"][0]
+
+
+def test_placeholders_in_a_predicted_text_are_text(loaded: Callable[[str, str], Model]) -> None:
+    """What `predict` is asked in words cannot stand for a picture: the model is given the one that there is."""
+    model = loaded(IMAGES["llava"], "llava")
+    said = model.predict({"image": picture(), "text": "a <image> b"}, max_new_tokens=2)
+    assert isinstance(said.text, str)
+
+
 def test_a_model_without_a_template_takes_text_with_pictures(loaded: Callable[[str, str], Model]) -> None:
     """BLIP continues a text about a picture, or begins one: as a mapping, or as one message. Its own `generate` is the
     judge.

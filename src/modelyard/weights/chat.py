@@ -1,21 +1,23 @@
 """Messages to token ids, by the model's own chat template.
 
-The template is the checkpoint's, so it runs in the sandbox of transformers. Messages are the user's, so control tokens
+The template is the checkpoint's, so it runs in a sandbox with bounds (`templates`). Messages are the user's, so control tokens
 spelled out in them (`<|im_end|>`) are encoded as text: they can never end a turn or open another role. The template's
 own control tokens stay what they are, and no second BOS is put in front.
 
-Limits: messages and what the template makes of them are at most `MOST_BYTES` each. A template's run time is not
-bounded here (its loops are, by the sandbox's range limit); a server renders in the worker of the one model it belongs to.
+Limits: messages and what the template makes of them are at most `MOST_BYTES` each.
 
 Knows a tokenizer; knows no model and no sampling.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from modelyard.errors import ModelError, RequestError, near_match
+from modelyard.weights import templates
 
 __all__ = [
     "MEDIA",
@@ -25,9 +27,11 @@ __all__ = [
     "check_messages",
     "encode_text",
     "has_template",
+    "process",
     "render",
     "spells_control",
     "turn_end_ids",
+    "write",
 ]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -91,18 +95,12 @@ def render(tokenizer: Any, messages: object, *, add_generation_prompt: bool = Tr
             field="messages",
         )
     plain = check_messages(messages)
-    text = apply(tokenizer, plain, add_generation_prompt=add_generation_prompt, tokenize=False)
+    text, marked = write(tokenizer, tokenizer, plain, add_generation_prompt=add_generation_prompt)
     if len(text.encode()) > MOST_BYTES:
         raise ModelError(f"the chat template makes more than {MOST_BYTES} bytes of these messages")
-    if spells_control(tokenizer, plain):
-        ids = apply(
-            tokenizer,
-            plain,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
+    if marked:
+        with _explained():
+            ids = tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         return [int(token) for token in ids]
     return encode_text(tokenizer, text, special=False)
 
@@ -137,7 +135,7 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     said = "modelyard"
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
     try:
-        text = apply(tokenizer, turns, add_generation_prompt=False, tokenize=False)
+        text = apply(tokenizer, turns, add_generation_prompt=False)
     except (ModelError, RequestError):
         return frozenset()  # a template that refuses this conversation tells nothing about its end
     behind = text.rpartition(said)[2].lstrip()
@@ -146,24 +144,134 @@ def turn_end_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(ids[:1]) & frozenset(control)
 
 
-def apply(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Any:
-    """`apply_chat_template` of a tokenizer or a processor, with what it raises as errors of ours.
+def apply(holder: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    """The text that the template of a tokenizer or a processor makes of a conversation, within `templates`' bounds.
+
+    Raises:
+        RequestError: The template refuses these messages.
+        ModelError: The template fails, or passes a bound (`template_limit`).
+    """
+    tokenizer = getattr(holder, "tokenizer", holder)
+    with _explained():
+        return templates.render(
+            _source(holder),
+            {
+                "messages": [_plain(message) for message in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **_plain(tokenizer.special_tokens_map),
+            },
+        )
+
+
+def write(
+    holder: Any, tokenizer: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True
+) -> tuple[str, bool]:
+    """As `apply`, and whether control tokens that the messages spell out stand between transformers' markers in it.
+
+    Such a text is for a call with `sanitize_control_tokens`, which makes characters of them.
+    """
+    spelled = spells_control(tokenizer, messages)
+    given = _marked(holder, tokenizer, messages) if spelled else messages
+    return apply(holder, given, add_generation_prompt=add_generation_prompt), spelled
+
+
+def process(
+    processor: Any, tokenizer: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True
+) -> dict[str, Any]:
+    """What a processor makes of a conversation with media, a batch of one: tensors by name.
+
+    Control tokens that a message spells out are text, as in `render`.
 
     Raises:
         RequestError: The template refuses these messages.
         ModelError: The template, or the processor behind it, fails.
     """
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    text, marked = write(processor, tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    given: dict[str, Any]
+    if _own_way(processor):  # its class renders by itself: what passes a bound was refused above
+        given = {
+            "add_generation_prompt": add_generation_prompt,
+            **({"sanitize_control_tokens": True} if marked else {}),
+        }
+    else:
+        # The processor gets the finished text in the place of a template; the messages tell it where the media are.
+        given = {"chat_template": "{{ modelyard_text }}", "modelyard_text": text}
+        if marked:
+            given["processor_kwargs"] = {"sanitize_control_tokens": True}
+    with _explained():
+        return dict(processor.apply_chat_template(messages, **options, **given))
+
+
+def _own_way(processor: Any) -> bool:
+    """Whether the processor's class has a way of its own with templates."""
+    from transformers import ProcessorMixin
+
+    return getattr(type(processor), "apply_chat_template", None) is not ProcessorMixin.apply_chat_template
+
+
+def _source(holder: Any) -> str:
+    """The template that a tokenizer or a processor uses where none is named."""
+    found = holder.chat_template
+    if isinstance(found, Mapping):
+        if "default" not in found:
+            raise ModelError(
+                f"there are several chat templates and none is the default: {', '.join(sorted(found))}",
+                hint="name one of them `default` in the model's folder",
+            )
+        found = found["default"]
+    return str(found)
+
+
+def _plain(value: Any) -> Any:
+    """What a template sees: plain values; a picture or an array is the name of its type, as in transformers."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        if "role" in plain and plain.get("reasoning_content") is not None:
+            plain = {"thinking": plain["reasoning_content"], **plain}  # the name that gpt-oss reads
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
+def _marked(holder: Any, tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the control tokens that they spell out between transformers' markers."""
+    from transformers.utils.chat_template_utils import mark_control_tokens
+
+    written = templates.literal_text(_source(holder))
+    known = getattr(tokenizer, "chat_control_tokens", None)
+    words = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special
+        or (token.content in known if known is not None else token.content in written and not token.content.isspace())
+    ]
+    longest_first = sorted(words, key=len, reverse=True)
+    marked: list[dict[str, Any]] = mark_control_tokens(
+        [_plain(message) for message in messages], re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    )
+    return marked
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a template or a processor raises, as errors of ours."""
     import jinja2
 
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        yield
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
     except jinja2.exceptions.TemplateError as error:
         if type(error) is jinja2.exceptions.TemplateError:  # the template's own `raise_exception`
             raise RequestError(f"the chat template refuses these messages: {error!s:.500}", field="messages") from error
         raise ModelError(f"the chat template fails: {error!s:.500}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ModelError(f"the chat template fails: {error!s:.500}") from error
 
 

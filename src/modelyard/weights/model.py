@@ -245,8 +245,16 @@ class Model:
                     yield
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation by the model's own chat template (`chat.render`)."""
-        return chat.render(self._tokenizer(), messages, add_generation_prompt=add_generation_prompt)
+        """The token ids of a conversation by the model's own chat template, its processor's where that has one.
+
+        Raises:
+            RequestError: The messages are malformed or too large, or the template refuses them.
+            ModelError: There is no template, or it fails.
+        """
+        tokenizer = self._tokenizer()
+        if self.processor is tokenizer or not chat.has_template(self.processor):
+            return chat.render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+        return list(read_prompt(self.processor, tokenizer, messages, add_generation_prompt=add_generation_prompt).ids)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The token ids that `generate` would start from, placeholders of media included."""

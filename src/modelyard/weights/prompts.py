@@ -45,13 +45,14 @@ class Given:
         return not set(self.tensors) <= _OF_TOKENS
 
 
-def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt) -> Given:
+def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt, *, add_generation_prompt: bool = True) -> Given:
     """The inputs of one prompt.
 
     Args:
         processor: The model's preprocessor; the tokenizer itself for a model that reads text only.
         tokenizer: Its tokenizer.
         prompt: As `Prompt` says.
+        add_generation_prompt: Whether a conversation ends where the assistant's answer begins.
 
     Raises:
         RequestError: Not a prompt, malformed or too large messages, media that cannot be read or that this model does
@@ -69,13 +70,13 @@ def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt) -> Given:
     if isinstance(prompt, Sequence) and prompt and all(isinstance(item, int) for item in prompt):
         ids = tuple(prompt)
         return Given(ids)  # type: ignore[arg-type]
-    return _conversation(processor, tokenizer, prompt)
+    return _conversation(processor, tokenizer, prompt, add_generation_prompt)
 
 
-def _conversation(processor: Any, tokenizer: Any, messages: object) -> Given:
+def _conversation(processor: Any, tokenizer: Any, messages: object, answering: bool) -> Given:
     # A processor's text is its tokenizer's; only the template may be the processor's own.
     if processor is tokenizer or not (any(_holds_media(messages)) or chat.has_template(processor)):
-        ids = tuple(chat.render(tokenizer, messages))
+        ids = tuple(chat.render(tokenizer, messages, add_generation_prompt=answering))
         return Given(ids)
     plain = chat.check_messages(messages, media=True)
     media = _read_media(processor, plain)
@@ -83,17 +84,9 @@ def _conversation(processor: Any, tokenizer: Any, messages: object) -> Given:
         return _call(processor, _only_text(plain), media)
     if not _takes_parts(processor):
         plain = [{**message, "content": _joined(message.get("content"))} for message in plain]
-    tensors = chat.apply(
-        processor,
-        plain,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **({"sanitize_control_tokens": True} if chat.spells_control(tokenizer, plain) else {}),
-    )
+    tensors = chat.process(processor, tokenizer, plain, add_generation_prompt=answering)
     ids = tuple(int(token) for token in tensors["input_ids"][0])
-    return Given(ids, tensors=dict(tensors))
+    return Given(ids, tensors=tensors)
 
 
 def _with_media(processor: Any, tokenizer: Any, prompt: Mapping[str, Any]) -> Given:
@@ -201,6 +194,6 @@ def _takes_parts(processor: Any) -> bool:
     """Whether the template reads lists of parts, rather than printing them as they are."""
     probe = [{"role": "user", "content": [{"type": "text", "text": "modelyard"}]}]
     try:
-        return "{'type'" not in str(chat.apply(processor, probe, add_generation_prompt=False, tokenize=False))
+        return "{'type'" not in str(chat.apply(processor, probe, add_generation_prompt=False))
     except (ModelError, RequestError):
         return False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import RequestError, near_match
+from modelyard.weights import chat
 from modelyard.weights.media import read_audio, read_image, read_video
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import refuse_windows, to_device
@@ -139,10 +140,11 @@ def encode(model: Model, conversation: Conversation, row: int) -> dict[str, Any]
             raise RequestError(f"row {row} has {kind}, and this model takes none", field="inputs", row=row)
     with preparing(model, row):
         if getattr(processor, "chat_template", None):
-            text = processor.apply_chat_template(conversation.messages, add_generation_prompt=True, tokenize=False)
+            text, marked = chat.write(processor, model.tokenizer, conversation.messages)
+            given = {**media, "sanitize_control_tokens": True} if marked else media
         else:
-            text = _plain(conversation)
-        made = processor(text=[text] if media else text, return_tensors="pt", **media)
+            text, given = _plain(conversation), media
+        made = processor(text=[text] if media else text, return_tensors="pt", **given)
     return {
         name: tensor for name, tensor in tensors_of(made).items() if name != "token_type_ids" or _takes_types(model)
     }
