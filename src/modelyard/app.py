@@ -101,7 +101,7 @@ def _token(settings: Settings, variables: Mapping[str, str]) -> str | None:
         return None
     try:
         return path.read_text("utf-8").strip() or None
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise AuthError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -61,6 +62,54 @@ def test_a_token_is_stored_for_this_account_alone(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stub.asked == ["GET /api/whoami-v2"]
+
+
+def test_a_folder_that_others_use_keeps_its_mode(
+    stub: HubStub, login: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """HF_HOME may be a cache that a group shares: only the token in it is closed to them."""
+    shared = tmp_path / "hf"
+    shared.mkdir()
+    shared.chmod(0o775)
+    assert login(READER)[0] == 0
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o775
+    assert stat.S_IMODE((shared / "token").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o277, 0o777])
+def test_modes_are_the_same_under_any_umask(
+    stub: HubStub,
+    login: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    umask: int,
+) -> None:
+    """The file is 0600 and every folder that was made for it 0700, for an open umask and for one that takes all away."""
+    path = tmp_path / "deep" / "down" / "token"
+    monkeypatch.setenv("HF_TOKEN_PATH", str(path))
+    before = os.umask(umask)
+    try:
+        code, _, _ = login(READER)
+    finally:
+        os.umask(before)
+    assert code == 0
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)] == [
+        0o600,
+        0o700,
+        0o700,
+    ]
+
+
+def test_a_folder_in_the_tokens_place_is_named(
+    stub: HubStub, login: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """It is told before anything is written, and logging out there is no error."""
+    (tmp_path / "hf" / "token").mkdir(parents=True)
+    code, _, err = login(READER)
+    assert code == 1
+    assert "HF_TOKEN_PATH" in err
+    assert run(["logout"]) == 0
+    assert (tmp_path / "hf" / "token").is_dir()
 
 
 def test_other_tools_and_the_settings_find_it(

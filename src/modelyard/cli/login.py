@@ -62,7 +62,7 @@ def logout(home: Home, as_json: bool) -> None:
       yard logout
     """
     path = _path(home.settings)
-    there = path.exists() or path.is_symlink()
+    there = path.is_symlink() or path.is_file()
     if there:
         path.unlink(missing_ok=True)
     if home.settings.hub_variables.get("HF_TOKEN"):
@@ -134,12 +134,20 @@ def _ask_whose(settings: Settings, token: str) -> str | None:
 
 
 def _store(path: Path, token: str) -> None:
-    """Write it, all of it or nothing, into a folder and a file of this account alone."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.parent.chmod(0o700)
-    descriptor, name = tempfile.mkstemp(prefix=".token.", dir=path.parent)  # mode 0600 from the first byte on
+    """Write it, all of it or nothing, into a file of this account alone; folders that are made for it are, too.
+
+    A folder that is there keeps its mode: HF_HOME may be a cache that a whole group shares.
+    """
+    if path.is_dir():
+        raise InputError(f"`{path}` is a folder, where the token's file would be", hint="set HF_TOKEN_PATH to a file")
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir()
+        folder.chmod(0o700)  # whatever the umask leaves of a mode
+    descriptor, name = tempfile.mkstemp(prefix=".token.", dir=path.parent)  # mode 0600, or less, from the first byte on
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            os.fchmod(descriptor, 0o600)
             stream.write(token)
             stream.flush()
             os.fsync(descriptor)

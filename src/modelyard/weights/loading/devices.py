@@ -75,9 +75,7 @@ def check_device(device: Any, *, field: str = "device") -> str:
     Raises:
         RequestError: It is no device, or it is not here; the message names what is.
     """
-    import torch
-
-    device = str(device) if isinstance(device, torch.device) else device
+    device = str(device) if type(device).__name__ == "device" else device
     here = present_devices()
     known = f"here: {', '.join(here)}"
     match = re.fullmatch(r"(cpu|cuda|mps|xpu)(?::(\d+))?", device) if isinstance(device, str) else None

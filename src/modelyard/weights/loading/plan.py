@@ -16,6 +16,7 @@ from modelyard.weights.checkpoint import Checkpoint, open_checkpoint
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading import attention, devices, quantization
 from modelyard.weights.loading.dtypes import pick_dtype, stored_dtype
+from modelyard.weights.loading.labels import check_labels
 from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def make_plan(
     wanted = quantization.make_config(options.quantization, device=device, dtype=torch_dtype)
     model, quantizer = _build(choice, torch_dtype, chosen, wanted, device)
     if options.relabels():
-        _check_labels(choice, torch_dtype, str(source or root))
+        check_labels(choice, lambda config: build_meta(choice.cls, config, torch_dtype)[0], str(source or root))
     if options.device_map is None and options.max_memory is not None:
         raise RequestError("`max_memory` without `device_map`", hint='device_map="auto"', field="max_memory")
     places: dict[str, Place] = {"": devices.main_device({"": device}) if kind != "cpu" else "cpu"}
@@ -250,24 +251,6 @@ def _build(choice: Choice, dtype: Any, attention_name: str | None, wanted: Any, 
         raise attention.refuse_part(
             attention_name, choice.config, error, model_class=choice.cls, device=device
         ) from error
-
-
-def _check_labels(choice: Choice, dtype: Any, label: str) -> None:
-    """Refuse a number of labels for a class that nothing of depends on it: it would be taken, and mean nothing."""
-    from modelyard.weights.loading.configs import label_config
-
-    count = int(choice.config.num_labels)
-    first, other = (
-        {name: tuple(tensor.shape) for name, tensor in build_meta(choice.cls, config, dtype)[0].state_dict().items()}
-        for config in (label_config(choice.config, number, None) for number in (count, count + 1))
-    )
-    if first == other:
-        raise RequestError(
-            f"`num_labels` and `id2label` are for a head that labels, and {choice.cls.__name__}, "
-            f"which `{label}` is loaded as for {choice.task}, has none",
-            hint="say what the labels are for, e.g. task='text-classification', or leave them out",
-            field="num_labels",
-        )
 
 
 def weigh(model: Any, dtype: Any, places: Mapping[str, Place]) -> tuple[int, dict[str, int]]:
