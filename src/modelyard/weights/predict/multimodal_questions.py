@@ -15,9 +15,9 @@ from modelyard.weights.media import read_image
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import forward, refuse_windows, to_device
 from modelyard.weights.predict.encoding import check_text, core, find_limit, find_tokenizer
+from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.media_results import Alternative, DocumentAnswer
 from modelyard.weights.predict.results import Classification, Text
-from modelyard.weights.predict.text_classification import rank
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
     generating,

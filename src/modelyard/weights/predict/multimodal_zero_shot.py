@@ -13,8 +13,8 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.batching import forward
 from modelyard.weights.predict.encoding import core, find_limit, find_tokenizer
+from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.media_results import Box, DetectedObject, Detections
-from modelyard.weights.predict.text_classification import rank
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
     check_share,

@@ -6,7 +6,6 @@ natural-language inference whether each label follows from the text.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,44 +22,31 @@ from modelyard.weights.predict.encoding import (
     plan_batches,
     read_pair,
 )
-from modelyard.weights.predict.results import Classification, Label, Regression
+from modelyard.weights.predict.labels import LabelOptions, decode, rank, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelyard.weights.model import Model
     from modelyard.weights.predict.batching import PredictOptions
+    from modelyard.weights.predict.results import Classification, Regression
 
-__all__ = ["ClassifyOptions", "classify", "rank", "score_logits"]
-
-FUNCTIONS = ("softmax", "sigmoid", "none")
+__all__ = ["ClassifyOptions", "classify", "score_logits"]
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifyOptions:
+class ClassifyOptions(LabelOptions):
     """What `text-classification` takes.
 
     Attributes:
-        top_k: Labels to give, the likeliest first; None for all.
-        function: `softmax`, `sigmoid` or `none`, instead of what the checkpoint's problem type says.
         candidate_labels: Labels to choose from (zero-shot): the model must be one of natural-language inference.
         hypothesis_template: What is asked for each candidate, with `{}` for it.
         multi_label: Candidates are judged each for itself and their scores sum to anything.
     """
 
-    top_k: int | None = None
-    function: str | None = None
     candidate_labels: Sequence[str] | None = None
     hypothesis_template: str = "This example is {}."
     multi_label: bool = False
-
-    def __post_init__(self) -> None:
-        if self.function is not None and self.function not in FUNCTIONS:
-            raise RequestError(
-                f"`function` is {self.function!r}", hint=f"one of {', '.join(FUNCTIONS)}", field="function"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise RequestError(f"`top_k` is {self.top_k}", hint="1 or more, or None for all", field="top_k")
 
 
 def classify(model: Model, rows: list[Any], options: PredictOptions) -> list[Classification | Regression]:
@@ -76,13 +62,7 @@ def classify(model: Model, rows: list[Any], options: PredictOptions) -> list[Cla
         return list(_zero_shot(model, rows, options, chosen))
     texts = [read_pair(value, row, ("text", "text_pair"), optional=True) for row, value in enumerate(rows)]
     config = core(model.model).config
-    found: list[Classification | Regression] = []
-    for logits in score_logits(model, texts, options, cut=None):
-        if config.problem_type == "regression" and chosen.function is None:
-            found.append(Regression(tuple(logits)))
-        else:
-            found.append(rank(_apply(logits, chosen.function or _function_of(config)), config.id2label, chosen.top_k))
-    return found
+    return [decode(config, logits, chosen) for logits in score_logits(model, texts, options, cut=None)]
 
 
 def score_logits(
@@ -102,32 +82,6 @@ def score_logits(
     return [found[at] for at in range(len(items))]
 
 
-def rank(scores: Sequence[float], names: Any, top_k: int | None) -> Classification:
-    """The labels by their scores, the highest first; equal scores stay in order."""
-    order = sorted(range(len(scores)), key=lambda at: -scores[at])[:top_k]
-    labels = tuple(Label(str(names[at]), scores[at]) for at in order)
-    return Classification(labels[0].label, labels[0].score, labels)
-
-
-def _function_of(config: Any) -> str:
-    """What makes scores of logits, by the problem type; a model that says none and has one label is a yes or no."""
-    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
-        return "sigmoid"
-    return "softmax"
-
-
-def _apply(logits: Sequence[float], function: str) -> list[float]:
-    if function == "none":
-        return list(logits)
-    if function == "sigmoid":
-        return [
-            1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits
-        ]
-    top = max(logits)
-    powers = [math.exp(value - top) for value in logits]
-    return [power / sum(powers) for power in powers]
-
-
 def _zero_shot(model: Model, rows: list[Any], options: PredictOptions, chosen: ClassifyOptions) -> list[Classification]:
     labels = _candidates(chosen)
     entails, contradicts = _inference_labels(model)
@@ -142,9 +96,9 @@ def _zero_shot(model: Model, rows: list[Any], options: PredictOptions, chosen: C
     for at in range(0, len(logits), len(labels)):
         group = logits[at : at + len(labels)]
         if chosen.multi_label or len(labels) == 1:
-            scores = [_apply([row[contradicts], row[entails]], "softmax")[1] for row in group]
+            scores = [softmax([row[contradicts], row[entails]])[1] for row in group]
         else:
-            scores = _apply([row[entails] for row in group], "softmax")
+            scores = softmax([row[entails] for row in group])
         found.append(rank(scores, labels, chosen.top_k))
     return found
 

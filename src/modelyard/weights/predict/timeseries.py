@@ -15,8 +15,8 @@ import numpy as np
 from modelyard.errors import RequestError
 from modelyard.weights.predict.batching import batches, forward, refuse_windows, to_numpy
 from modelyard.weights.predict.encoding import core
+from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.results import Classification, Forecast, Regression
-from modelyard.weights.predict.text_classification import rank
 
 if TYPE_CHECKING:
     from modelyard.weights.model import Model

@@ -6,16 +6,13 @@ for, spread evenly over the whole of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import RequestError
 from modelyard.weights.media import read_video
 from modelyard.weights.media.images import is_picture
 from modelyard.weights.media.video import pick_frames
 from modelyard.weights.predict.encoding import core
-from modelyard.weights.predict.results import Classification, Regression
-from modelyard.weights.predict.text_classification import rank
+from modelyard.weights.predict.labels import LabelOptions, decode
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
     find_part,
@@ -29,32 +26,9 @@ from modelyard.weights.predict.vision_inputs import (
 if TYPE_CHECKING:
     from modelyard.weights.model import Model
     from modelyard.weights.predict.batching import PredictOptions
+    from modelyard.weights.predict.results import Classification, Regression
 
-__all__ = ["FUNCTIONS", "LabelOptions", "classify", "classify_videos", "decode_labels", "is_one_video"]
-
-FUNCTIONS = ("softmax", "sigmoid", "none")
-"""What may make scores of logits."""
-
-
-@dataclass(frozen=True, slots=True)
-class LabelOptions:
-    """What `image-classification`, `video-classification` and `audio-classification` take.
-
-    Attributes:
-        top_k: Labels to give, the likeliest first; None for all.
-        function: `softmax`, `sigmoid` or `none`, instead of what the checkpoint's problem type says.
-    """
-
-    top_k: int | None = None
-    function: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.function is not None and self.function not in FUNCTIONS:
-            raise RequestError(
-                f"`function` is {self.function!r}", hint=f"one of {', '.join(FUNCTIONS)}", field="function"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise RequestError(f"`top_k` is {self.top_k}", hint="1 or more, or None for all", field="top_k")
+__all__ = ["classify", "classify_videos", "decode_labels", "is_one_video"]
 
 
 def classify(model: Model, rows: list[Any], options: PredictOptions) -> list[Classification | Regression]:
@@ -70,16 +44,7 @@ def classify(model: Model, rows: list[Any], options: PredictOptions) -> list[Cla
 def decode_labels(model: Model, outputs: Any, chosen: LabelOptions) -> list[Classification | Regression]:
     """A result for each row of a classifier's logits."""
     config = core(model.model).config
-    found: list[Classification | Regression] = []
-    one = config.problem_type == "multi_label_classification" or config.num_labels == 1
-    function = chosen.function or ("sigmoid" if one else "softmax")
-    for row in outputs.logits.float():
-        if config.problem_type == "regression" and chosen.function is None:
-            found.append(Regression(tuple(row.tolist())))
-            continue
-        scores = row.softmax(-1) if function == "softmax" else row.sigmoid() if function == "sigmoid" else row
-        found.append(rank(scores.tolist(), config.id2label, chosen.top_k))
-    return found
+    return [decode(config, row, chosen) for row in outputs.logits.float().tolist()]
 
 
 def classify_videos(model: Model, rows: list[Any], options: PredictOptions) -> list[Classification | Regression]:
