@@ -87,8 +87,9 @@ def test_each_row_of_a_batch_is_what_it_is_alone(task: str, kind: str) -> None:
 @pytest.mark.parametrize(("task", "kind"), CASES)
 def test_the_callers_modes_stay_as_they_were(task: str, kind: str) -> None:
     """Gradients stay on and the random state is untouched."""
+    model = open_media(task, kind)
     before = torch.random.get_rng_state()
-    open_media(task, kind).predict(rows_of(task, kind)[:1], **options_of(task))
+    model.predict(rows_of(task, kind)[:1], **options_of(task))
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert torch.equal(before, torch.random.get_rng_state())
