@@ -180,9 +180,9 @@ def test_a_single_safetensors_file_is_examined(llama: Path) -> None:
 
 
 def test_avoidable_pickle(llama: Path) -> None:
-    """`avoidable_pickle`: pickled weights beside safetensors, or in their place; `yard convert` leaves or converts them."""
+    """`avoidable_pickle`: pickled weights, a warning beside safetensors; `yard convert` leaves or converts them."""
     (llama / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    beside = only(llama, "avoidable_pickle")
+    beside = only(llama, "avoidable_pickle", "warning")
     assert "beside `model.safetensors`" in beside.message
     (llama / "model.safetensors").unlink()
     assert "the weights are pickles" in only(llama, "avoidable_pickle").message

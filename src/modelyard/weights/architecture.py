@@ -12,11 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.files import show_name
+from modelyard.weights.leftovers import find_harmless, is_idle, lacks_pooler
+from modelyard.weights.tasks import TASKS, task_of_architecture, tasks_of_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Comparison", "build_without_memory", "compare_tensors", "converted_names"]
+__all__ = [
+    "Comparison",
+    "build_without_memory",
+    "compare_tensors",
+    "converted_names",
+    "find_base_class",
+    "is_sentence_encoder",
+]
+
+_WHOLE_TASKS = frozenset({"fill-mask", "text-generation", "pretraining"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Comparison:
 
     Attributes:
         missing: The model's tensors that nothing on disk gives; tied ones are not missing.
-        unexpected: Names on disk that the model has no place for.
+        unexpected: Names on disk that the model has no place for, but for those that are harmless (`leftovers`).
         mismatched: (name, shape on disk, shape in the model), where names correspond one to one.
         tied: Tensor name to the one that it shares its values with, as the model's code says.
     """
@@ -46,22 +57,53 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     renamed = _rename(model, shapes)
-    unexpected, mismatched = [], []
+    left, mismatched = {}, []
     for name, (target, converted, _) in renamed.items():
         if target not in expected:
-            if not _ignored(name, model, "_keys_to_ignore_on_load_unexpected"):
-                unexpected.append(name)
+            left[name] = target
         elif not converted and expected[target] != shapes[name]:
             mismatched.append((name, shapes[name], expected[target]))
+    harmless = find_harmless({target: shapes[name] for name, target in left.items()}, model)
+    unexpected = [name for name, target in left.items() if target not in harmless]
+    no_pooler = lacks_pooler(type(model), shapes)
     given = {each for target, _, others in renamed.values() for each in (target, *others)}
     missing = [
         name
         for name in expected
         if name not in given
         and not _ignored(name, model, "_keys_to_ignore_on_load_missing")
+        and not is_idle(name)
+        and not (no_pooler and re.search(r"(^|\.)pooler\.", name))
         and not any(partner in given for partner in _partners(name, tied))
     ]
     return Comparison(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(sorted(mismatched)), tied)
+
+
+def is_sentence_encoder(architecture: str | None, names: Iterable[str]) -> bool:
+    """Whether a folder holds an encoder of sentences under the name of the class that it was pretrained as.
+
+    sentence-transformers saves the base model alone, and leaves `BertForMaskedLM` or the like in config.json; the file
+    `modules.json` beside it says so.
+
+    Args:
+        architecture: The class that config.json names.
+        names: The folder's files.
+    """
+    task = task_of_architecture(architecture) if architecture else None
+    return task is not None and task.name in _WHOLE_TASKS and "modules.json" in names
+
+
+def find_base_class(model_type: str, *, generative: bool = True) -> str | None:
+    """The class of a model type without any head, by its name; None where transformers has none.
+
+    Args:
+        model_type: As config.json has it.
+        generative: Also of a type whose every use is to write text, which its base class cannot.
+    """
+    able = {info.name for info in tasks_of_type(model_type)}
+    if not generative and "fill-mask" not in able and able & {"text-generation", "text2text-generation"}:
+        return None
+    return TASKS["feature-extraction"].model_types().get(model_type)
 
 
 def build_without_memory(config: Mapping[str, Any]) -> Any:
@@ -77,6 +119,8 @@ def build_without_memory(config: Mapping[str, Any]) -> Any:
 
     model_type, architectures = config.get("model_type"), config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not architectures and isinstance(model_type, str):
+        name = find_base_class(model_type, generative=False)
     kind = getattr(transformers, str(name), None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ModelError(

@@ -1,6 +1,7 @@
 """The gate that every model folder passes before a library reads it.
 
-`check_weights` refuses what is dangerous or broken in the weight files, their index and the configuration;
+`check_weights` refuses what is dangerous or broken in the weight files, their index and the configuration; `check_loadable`
+lets pass what nothing opens, for a folder that is loaded and not kept;
 `check_model` also refuses a folder that is not a model at all. Both read headers and small JSON files only. This module
 does not know architectures: what is missing *for one* is `doctor`'s business.
 """
@@ -18,7 +19,9 @@ from modelyard.weights.headers import Header, read_header
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["as_path", "check_config", "check_index", "check_model", "check_weights", "read_json"]
+__all__ = ["as_path", "check_config", "check_index", "check_loadable", "check_model", "check_weights", "read_json"]
+
+_UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".ot", ".h5", ".msgpack")
 
 _JSON_LIMIT = 64 << 20
 _IMPLEMENTATION_KEYS = (
@@ -29,6 +32,24 @@ _IMPLEMENTATION_KEYS = (
 )
 
 
+def check_loadable(files: Files) -> tuple[str, ...]:
+    """As `check_weights`, but weights in a form that no loader opens beside safetensors are left alone, and given back.
+
+    Snapshots of hubs have `pytorch_model.bin`, `training_args.bin` and the like beside `model.safetensors`: with a whole set
+    of safetensors there, nothing reads them. A version of a yard holds no pickle at all, since others get it.
+
+    Raises:
+        PickleError: There are no safetensors to load in its place; or a pickle has the name of a file that a loader opens.
+        ModelError: As `check_weights`.
+    """
+    names = files.names()
+    stem = "adapter_model" if "adapter_config.json" in names else "model"
+    whole = {f"{stem}.safetensors", f"{stem}.safetensors.index.json"} & set(names)
+    unread = tuple(name for name in names if name.endswith(_UNREAD)) if whole else ()
+    _check(files, [name for name in names if name not in unread])
+    return unread
+
+
 def check_weights(files: Files) -> None:
     """Refuse unsafe or broken weights, index or configuration; a set of files without any passes.
 
@@ -37,8 +58,11 @@ def check_weights(files: Files) -> None:
         ModelError: A git-lfs pointer, a web page or an archive; a broken safetensors file; an index that points
             out of the folder or disagrees with its shards; a configuration that asks for code from elsewhere.
     """
+    _check(files, files.names())
+
+
+def _check(files: Files, names: list[str]) -> None:
     headers: dict[str, Header] = {}
-    names = files.names()
     for name in names:
         content = identify(files.path(name))
         label = f"{files.label}/{show_name(name)}"

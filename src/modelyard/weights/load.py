@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.audit import audit_tensors
-from modelyard.weights.checks import check_weights
+from modelyard.weights.checks import check_loadable
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading import compiled, legacy, sources
 from modelyard.weights.loading.dtypes import DTYPES, cpu_runs_bfloat16, pick_dtype
@@ -172,9 +172,10 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
     root = path if adapter is None else sources.find_base(path, adapter, options.base)
     folders = _adapter_folders(path, adapter, options)
+    unread: list[str] = []
     for folder in dict.fromkeys((root, path, *folders.values())):
         if folder.is_dir():
-            check_weights(FolderFiles(folder))
+            unread += check_loadable(FolderFiles(folder))
     with loading():
         built, plan, model, processor = (
             _assemble_gguf(root, folders, options)
@@ -188,7 +189,10 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         import torch
 
         torch.set_num_threads(options.threads)
-    seconds = time.perf_counter() - started
+    parts, seconds = built.split, time.perf_counter() - started
+    report = LoadReport(
+        parts.added, parts.dropped, allowed, built.casts, options.seed, seconds, parts.kept, tuple(unread)
+    )
     return Model(
         model,
         processor,
@@ -197,7 +201,7 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         base=root if adapter is not None else None,
         threads=options.threads,
         plan=plan,
-        load_report=LoadReport(built.split.added, built.split.dropped, allowed, built.casts, options.seed, seconds),
+        load_report=report,
         untrained=built.untrained,
         adapters=tuple(folders),
     )

@@ -104,7 +104,7 @@ def _pickles(case: Case) -> Iterator[Finding]:
             what = f"{some(weights)}: pickles, which can run any code, beside {some(case.headers)}; nothing needs them"
         else:
             what = f"the weights are pickles, which can run any code when they are loaded: {some(weights)}"
-        yield make("avoidable_pickle", what, convert)
+        yield make("avoidable_pickle", what, convert, level="warning" if case.headers else None)
     for name in others:
         said = (
             "under another name" if name.endswith((".safetensors", ".json", ".txt", ".model")) else "left by training"

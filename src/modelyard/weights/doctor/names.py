@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
-from modelyard.weights.architecture import compare_tensors
+from modelyard.weights.architecture import compare_tensors, find_base_class, is_sentence_encoder
 from modelyard.weights.doctor.findings import SHOWN, make, some
 from modelyard.weights.files import show_name
 from modelyard.weights.merge.names import is_head
@@ -65,7 +65,7 @@ def examine_names(case: Case) -> Iterator[Finding]:
         return
     shapes = {name: weights.info(name).shape for name in weights.home}
     try:
-        compared = compare_tensors(case.config, shapes)
+        compared = compare_tensors(_expected(case), shapes)
     except ModelError as error:
         hint = "the tensors' names were not checked; see `yard architectures` for what this transformers knows"
         yield make("unknown_architecture", error.message, hint)
@@ -79,12 +79,21 @@ def examine_names(case: Case) -> Iterator[Finding]:
         yield from _missing(case, _packed(compared, shapes), shapes)
         return
     yield from _missing(case, compared, shapes)
-    yield from _unexpected(compared, shapes)
+    if case.architecture is not None:  # else only the body is known, and there may be any head
+        yield from _unexpected(compared, shapes)
     yield from _mismatched(case, compared.mismatched)
     for name, source in compared.tied.items():
         if name in weights.home and source in weights.home and not equal_tensors(weights, name, source):
             what = f"`{show_name(name)}` and `{show_name(source)}` are tied by config.json and have different values"
             yield make("tied_mismatch", what, case.mend)
+
+
+def _expected(case: Case) -> Mapping[str, Any]:
+    """The configuration with the class that the files are of, where that is not the one that it names."""
+    base = find_base_class(str(case.config.get("model_type")))
+    if base is None or not is_sentence_encoder(case.architecture, case.names):
+        return case.config
+    return {**case.config, "architectures": [base]}
 
 
 def _wrapping(case: Case, weights: Checkpoint) -> Iterator[Finding]:
@@ -117,7 +126,7 @@ def _common_prefix(case: Case, compared: Comparison, shapes: Mapping[str, tuple[
     stripped = {name[len(prefix) :]: shape for name, shape in shapes.items() if name != prefix}
     if len(stripped) != len(shapes) or "" in stripped:
         return None
-    again = compare_tensors(case.config, stripped)
+    again = compare_tensors(_expected(case), stripped)
     return prefix if not again.unexpected and len(again.missing) < len(compared.missing) else None
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
+from modelyard.weights.architecture import is_sentence_encoder
 from modelyard.weights.audit import audit_keys, audit_ties
 from modelyard.weights.checkpoint import open_checkpoint
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
+from modelyard.weights.leftovers import is_idle, lacks_pooler
 from modelyard.weights.loading.classes import Choice, choose
-from modelyard.weights.loading.configs import label_config, load_config
+from modelyard.weights.loading.configs import label_config, load_config, read_architecture
 from modelyard.weights.loading.heads import Split, module_targets, split
 from modelyard.weights.loading.lock import seeded
 from modelyard.weights.loading.samples import refuse_redrawn
@@ -112,6 +114,8 @@ def decide(folder: Path, options: LoadOptions, hints: Hints | None = None) -> De
     task = options.task
     if task is None and options.model_class is None:
         task = hints.task
+        if task is None and is_sentence_encoder(read_architecture(stored), FolderFiles(folder).names()):
+            task = "feature-extraction"
     choice = choose(config, str(folder), task=task, model_class=options.model_class)
     return Decision(choice, stored, relabelled)
 
@@ -134,10 +138,13 @@ def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan
     choice, dtype, label = decision.choice, getattr(torch, plan.dtype), str(folder)
     if options.random:
         return draw(choice, dtype, options.seed, folder, attention=options.attention and plan.attention)
-    with translated(folder), seeded(options.seed), _explained(label, options.device, plan):
-        model, info = _read(folder, options, choice, plan, dtype)
     checkpoint = open_checkpoint(FolderFiles(folder))
-    parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled, disk=checkpoint.home)
+    with translated(folder), seeded(options.seed), _explained(label, options.device, plan):
+        model, info = _read(
+            folder, options, choice, plan, dtype, without_pooler=lacks_pooler(choice.cls, checkpoint.home)
+        )
+    shapes = {name: checkpoint.info(name).shape for name in checkpoint.home}
+    parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled, disk=shapes)
     allowed = audit_keys(label, parts.missing, parts.unexpected, parts.mismatched, options.allow)
     if info.get("error_msgs"):
         raise ModelError(f"{folder}: {'; '.join(map(str, info['error_msgs'][:3]))}")
@@ -145,16 +152,20 @@ def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan
     drawn = {*parts.added, *allowed.get("missing", ()), *(str(item[0]) for item in parts.mismatched)}
     if options.quantization is None and getattr(model.config, "quantization_config", None) is None:
         refuse_redrawn(label, model, checkpoint, drawn)
-    untrained = _untrained(folder, model, drawn - set(hints.heads), options.seed)
+    untrained = _untrained(
+        folder, model, {name for name in drawn - set(hints.heads) if not is_idle(name)}, options.seed
+    )
     casts = {name: cast.tensors for name, cast in plan.casts.items()}
     return Built(model, choice, dtype, parts, allowed, untrained, casts)
 
 
-def _read(folder: Path, options: LoadOptions, choice: Choice, plan: LoadPlan, dtype: Any) -> tuple[Any, dict[str, Any]]:
+def _read(
+    folder: Path, options: LoadOptions, choice: Choice, plan: LoadPlan, dtype: Any, *, without_pooler: bool
+) -> tuple[Any, dict[str, Any]]:
     """The model with the folder's weights, and transformers' report."""
     from modelyard.weights.loading import devices, quantization
 
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"add_pooling_layer": False} if without_pooler else {}
     wanted = quantization.make_config(options.quantization, device=options.device, dtype=dtype)
     if wanted is not None:
         more["quantization_config"] = wanted

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelyard.errors import ModelError, RequestError, near_match
+from modelyard.weights.architecture import find_base_class
 from modelyard.weights.loading.configs import read_architecture
 from modelyard.weights.loading.legacy import modern_class
 from modelyard.weights.tasks import TASKS, TaskInfo, task_of_architecture, tasks_named, tasks_of_type
@@ -64,10 +65,19 @@ def choose(config: Any, label: str, *, task: str | None = None, model_class: str
         task = info.name
     if task is not None:
         return _by_task(config, label, tasks_named(task), own)
+    if own is None and named is None:
+        # What was saved before classes were named in config.json (DeBERTa): its base, where that is of use by itself.
+        base = find_class(find_base_class(config.model_type, generative=False) or "")
+        if base is not None:
+            return Choice(base, _task_of(base), _fitting(config, base), None)
     if own is None:
         raise _nameless(config, label, named)
-    info = task_of_architecture(own.__name__)
-    return Choice(own, info.name if info else "feature-extraction", _fitting(config, own), own)
+    return Choice(own, _task_of(own), _fitting(config, own), own)
+
+
+def _task_of(cls: Any) -> str:
+    info = task_of_architecture(cls.__name__)
+    return info.name if info else "feature-extraction"
 
 
 def find_class(name: str) -> Any | None:

@@ -13,6 +13,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelyard.weights.leftovers import find_harmless, is_idle
 from modelyard.weights.loading.lock import LOADING
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Split:
 
     Attributes:
         added: Tensors of a head that the task adds; the library drew them at random.
-        dropped: Tensors of the files that belong to another task's head.
+        dropped: Tensors of the files that belong to another task's head, or are harmless (`weights.leftovers`).
+        kept: Tensors of the head that the files have by the same names, saved as another class's.
         missing: Tensors of the body that no file holds.
         unexpected: Tensors of the files that belong to nothing.
         mismatched: Tensors of the body with another shape in the files: (name, shape there, shape in the model).
@@ -40,6 +42,7 @@ class Split:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[Any, ...]
+    kept: tuple[str, ...] = ()
 
 
 def split(
@@ -49,7 +52,7 @@ def split(
     own_config: Any,
     *,
     relabelled: bool,
-    disk: Iterable[str] = (),
+    disk: Mapping[str, tuple[int, ...]],
 ) -> Split:
     """Sort transformers' loading report into head and body.
 
@@ -59,18 +62,24 @@ def split(
         choice: The class that it is, and the one that the checkpoint was saved as.
         own_config: The checkpoint's own configuration.
         relabelled: Whether the caller asked for another number of labels than the checkpoint has.
-        disk: Names of the files' tensors, by which the old class's own are known where its names on disk are not those
-            of its modules.
+        disk: The files' tensors and their shapes, by which the old class's own are known where its names on disk are not
+            those of its modules.
     """
+    names = _rename(model, disk, held := model.state_dict())
+    shapes: dict[str, tuple[int, ...] | None] = {new: disk[name] for name, (new, _) in names.items()}
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(info["mismatched_keys"], key=str)
     if choice.is_own:
         added = {str(item[0]) for item in mismatched if relabelled and not _in_body(model, str(item[0]))}
+        added |= {name for name in missing if is_idle(name)}
+        faults = [name for name in missing if name not in added]
+        # With faults in the body, what is left over is part of the same trouble (a prefix on every name).
+        known = frozenset() if faults else find_harmless({name: shapes.get(name) for name in unexpected}, model)
         return Split(
             tuple(sorted(added)),
-            (),
-            tuple(missing),
-            tuple(unexpected),
+            tuple(sorted(known | _passed_over(model, names, held, unexpected))),
+            tuple(faults),
+            tuple(name for name in unexpected if name not in known),
             tuple(item for item in mismatched if item[0] not in added),
         )
     own = _build_own(choice, own_config) if missing or unexpected else None
@@ -78,23 +87,39 @@ def split(
     # By the names that the report has: transformers renames a tensor for the new class before it finds no place for it.
     theirs: set[str] = set()
     if own is not None and unexpected:
-        theirs = {renamed for renamed, _ in _rename(model, module_names(own, disk), model.state_dict()).values()}
+        theirs = {renamed for renamed, _ in _rename(model, module_names(own, disk), held).values()}
 
     def had(name: str) -> bool:
         return name in theirs or (before is not None and _bare(name, _prefix(model)) in before)
 
     new = {name for name in missing if (not had(name) if before is not None else not _in_body(model, name))}
     new |= {str(item[0]) for item in mismatched if not _in_body(model, str(item[0]))}
+    new |= {name for name in missing if is_idle(name)}
     gone = {name for name in unexpected if had(name) or not _in_body(model, name)}
+    gone |= find_harmless({name: shapes.get(name) for name in unexpected if name not in gone}, model)
     faults = [name for name in missing if name not in new]
+    taken = {target for target, _ in names.values() if target in held and not _in_body(model, target)}
     return Split(
         tuple(sorted(new)),
-        tuple(sorted(gone)),
+        tuple(sorted(gone | _passed_over(model, names, held, unexpected))),
         tuple(faults),
-        # With faults in the body, what is left over is part of the same trouble (a prefix on every name).
         tuple(name for name in unexpected if faults or name not in gone),
         tuple(item for item in mismatched if item[0] not in new),
+        tuple(sorted(taken - new)),
     )
+
+
+def _passed_over(
+    model: Any,
+    names: Mapping[str, tuple[str, tuple[str, ...] | None]],
+    held: Mapping[str, Any],
+    unexpected: Iterable[str],
+) -> set[str]:
+    """What transformers left out by its own patterns, and says nothing of."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return set()  # packed weights have names of their own, which are taken in other ways
+    listed = set(unexpected)
+    return {new for new, others in names.values() if new not in listed and not {new, *(others or ())} & held.keys()}
 
 
 def module_names(model: Any, disk: Iterable[str]) -> dict[str, str]:

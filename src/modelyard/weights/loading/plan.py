@@ -107,7 +107,7 @@ def plan_load(source: Path | str, **options: Any) -> LoadPlan:
     Raises:
         RequestError, ModelError: As `load` would, where headers and configuration say so already.
     """
-    from modelyard.weights.checks import check_weights
+    from modelyard.weights.checks import check_loadable
     from modelyard.weights.load import accept_options
     from modelyard.weights.loading import building, sources
     from modelyard.weights.loading.options import LoadOptions
@@ -127,9 +127,9 @@ def plan_load(source: Path | str, **options: Any) -> LoadPlan:
         raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
     root = path if adapter is None else sources.find_base(path, adapter, accepted.base)
     folders = {"default": path} if adapter is not None else {}
-    folders |= accepted.adapters or {}
+    folders |= {name: Path(each) for name, each in (accepted.adapters or {}).items()}
     for folder in dict.fromkeys((root, *folders.values())):
-        check_weights(FolderFiles(folder))
+        check_loadable(FolderFiles(folder))
     decision = building.decide(root, accepted, building.adapter_hints(folders))
     return make_plan(root, accepted, decision.choice, own_config=decision.stored, source=path, adapters=folders)
 
@@ -336,7 +336,8 @@ def _compare(
         and target not in sizes.quantized
     ]
     info = {"missing_keys": missing, "unexpected_keys": extra, "mismatched_keys": wrong}
-    found = heads.split(info, model, choice, own_config or choice.config, relabelled=options.relabels())
+    shapes = {name: checkpoint.info(name).shape for name in checkpoint.home}
+    found = heads.split(info, model, choice, own_config or choice.config, relabelled=options.relabels(), disk=shapes)
     return casts, found.added, found.dropped
 
 
