@@ -113,8 +113,7 @@ def _open(home: Home, target: str, base: str | None) -> tuple[Files, Files | Non
 
 
 def _files(home: Home, source: str) -> Files:
-    from modelyard.weights.doctor import SingleFile
-    from modelyard.weights.files import FolderFiles
+    from modelyard.weights.files import FolderFiles, SingleFile
 
     path = Loading().folder(home, source)
     return SingleFile(path) if path.is_file() else FolderFiles(path)

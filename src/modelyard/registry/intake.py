@@ -18,7 +18,7 @@ from modelyard.registry.model import KINDS, LINEAGE_TYPES, Edge, Kind, LineageTy
 from modelyard.registry.names import check_paths
 from modelyard.registry.resolve import record_of
 from modelyard.registry.streams import Content, Contents, spool_folder
-from modelyard.weights.files import READ_LIMIT, Files, FolderFiles
+from modelyard.weights.files import Files, FolderFiles, SingleFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,28 +53,6 @@ _EDGE_OF_KIND: dict[str | None, LineageType] = {
 }
 
 
-class _OneFile:
-    """A single file as `Files`: what `commit data.jsonl` reads."""
-
-    def __init__(self, path: Path) -> None:
-        self.label = str(path.parent)
-        self._folder = FolderFiles(path.parent)
-        self._name = path.name
-
-    def names(self) -> list[str]:
-        self._folder.path(self._name)
-        return [self._name]
-
-    def size(self, name: str) -> int:
-        return self._folder.size(name)
-
-    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
-        return self._folder.read(name, limit)
-
-    def path(self, name: str) -> Path:
-        return self._folder.path(name)
-
-
 @contextmanager
 def open_source(source: Path | Files | Mapping[str, Content], spool: Path | None = None) -> Iterator[Files]:
     """A folder, a single file, a `Files`, or contents by name as `Files`, while the block runs.
@@ -92,7 +70,7 @@ def open_source(source: Path | Files | Mapping[str, Content], spool: Path | None
     elif source.is_dir():
         yield FolderFiles(source)
     elif source.is_symlink() or source.is_file():
-        yield _OneFile(source)
+        yield SingleFile(source)
     elif source.exists():
         raise InputError(f"`{source}` is neither a folder nor a regular file")
     else:

@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 
 from modelyard.errors import ModelError, NotFoundError, near_match
 
-__all__ = ["READ_LIMIT", "Files", "FolderFiles", "check_name", "show_name"]
+__all__ = ["READ_LIMIT", "Files", "FolderFiles", "SingleFile", "check_name", "show_name"]
 
 READ_LIMIT = 64 << 20
 """What `read` returns at most, in bytes, unless it is told otherwise."""
@@ -169,6 +169,36 @@ class FolderFiles:
             code="not_a_regular_file",
             hint=f"make a plain copy: cp -rL {self.label} COPY",
         )
+
+
+class SingleFile:
+    """The one regular file at `path`, of a folder that may hold more.
+
+    Raises:
+        ModelError: Its folder is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._folder = FolderFiles(path.parent)
+        self._name = path.name
+        self.label = str(path)
+
+    def names(self) -> list[str]:
+        """The one name; `NotFoundError` or `ModelError` where it is no regular file."""
+        self._folder.path(self._name)
+        return [self._name]
+
+    def size(self, name: str) -> int:
+        """See `Files.size`."""
+        return self._folder.size(name)
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
+        """See `Files.read`."""
+        return self._folder.read(name, limit)
+
+    def path(self, name: str) -> Path:
+        """See `Files.path`."""
+        return self._folder.path(name)
 
 
 def check_name(name: str, label: str) -> None:

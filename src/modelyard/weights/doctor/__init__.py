@@ -29,9 +29,9 @@ from modelyard.weights.doctor.names import examine_names
 from modelyard.weights.doctor.numbers import examine_values
 from modelyard.weights.doctor.settings import examine_mark, examine_settings
 from modelyard.weights.doctor.shards import examine_set
-from modelyard.weights.doctor.single import SingleFile
 from modelyard.weights.doctor.templates import examine_templates
 from modelyard.weights.doctor.vocabulary import examine_vocabulary, read_vocabulary
+from modelyard.weights.files import SingleFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
