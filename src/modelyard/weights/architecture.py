@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.files import show_name
-from modelyard.weights.leftovers import find_harmless, is_idle, lacks_pooler
+from modelyard.weights.leftovers import find_harmless, is_idle, is_pooler, lacks_pooler
 from modelyard.weights.tasks import TASKS, task_of_architecture, tasks_of_type
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
             mismatched.append((name, shapes[name], expected[target]))
     harmless = find_harmless({target: shapes[name] for name, target in left.items()}, model)
     unexpected = [name for name, target in left.items() if target not in harmless]
-    no_pooler = lacks_pooler(type(model), shapes)
+    no_pooler = lacks_pooler(type(model), shapes, lambda: model)
     given = {each for target, _, others in renamed.values() for each in (target, *others)}
     missing = [
         name
@@ -73,7 +73,7 @@ def compare_tensors(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
         if name not in given
         and not _ignored(name, model, "_keys_to_ignore_on_load_missing")
         and not is_idle(name)
-        and not (no_pooler and re.search(r"(^|\.)pooler\.", name))
+        and not (no_pooler and is_pooler(name))
         and not any(partner in given for partner in _partners(name, tied))
     ]
     return Comparison(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(sorted(mismatched)), tied)

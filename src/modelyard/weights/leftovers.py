@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, ...]
 
-__all__ = ["find_harmless", "is_idle", "lacks_pooler"]
+__all__ = ["find_harmless", "is_idle", "is_pooler", "lacks_pooler"]
 
 
 def _is_scalar(shape: Shape) -> bool:
@@ -43,6 +43,9 @@ _RELICS: tuple[tuple[re.Pattern[str], Callable[[Shape], bool]], ...] = (
 _IDLE = re.compile(r"(^|\.)masked_spec_embed$")
 
 
+_POOLER = re.compile(r"(^|\.)pooler\.")
+
+
 def is_idle(name: str) -> bool:
     """Whether a parameter is read in training alone, so that without it no answer changes.
 
@@ -51,10 +54,24 @@ def is_idle(name: str) -> bool:
     return _IDLE.search(name) is not None
 
 
-def lacks_pooler(cls: Any, names: Iterable[str]) -> bool:
-    """Whether a base class of transformers has a pooler and can be built without, and no file holds one."""
+def lacks_pooler(cls: Any, names: Iterable[str], build: Callable[[], Any]) -> bool:
+    """Whether a base class of transformers has a pooler of weights that no file holds, and can be built without it.
+
+    Args:
+        cls: The class.
+        names: The files' tensors.
+        build: Gives the model of the class, on the meta device; called only where the answer needs it. (Swin's pooler has no
+            weights, so there is none to lack.)
+    """
     takes = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
-    return takes and not any(re.search(r"(^|\.)pooler\.", name) for name in names)
+    if not takes or any(is_pooler(name) for name in names):
+        return False
+    return any(is_pooler(name) for name in build().state_dict())
+
+
+def is_pooler(name: str) -> bool:
+    """Whether a tensor is a pooler's."""
+    return _POOLER.search(name) is not None
 
 
 def find_harmless(left: Mapping[str, Shape | None], model: Any) -> frozenset[str]:

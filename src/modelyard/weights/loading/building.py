@@ -135,14 +135,15 @@ def build(folder: Path, options: LoadOptions, decision: Decision, plan: LoadPlan
     """
     import torch
 
+    from modelyard.weights.loading.plan import build_meta
+
     choice, dtype, label = decision.choice, getattr(torch, plan.dtype), str(folder)
     if options.random:
         return draw(choice, dtype, options.seed, folder, attention=options.attention and plan.attention)
     checkpoint = open_checkpoint(FolderFiles(folder))
     with translated(folder), seeded(options.seed), _explained(label, options.device, plan):
-        model, info = _read(
-            folder, options, choice, plan, dtype, without_pooler=lacks_pooler(choice.cls, checkpoint.home)
-        )
+        bare = lacks_pooler(choice.cls, checkpoint.home, lambda: build_meta(choice.cls, choice.config, dtype)[0])
+        model, info = _read(folder, options, choice, plan, dtype, without_pooler=bare)
     shapes = {name: checkpoint.info(name).shape for name in checkpoint.home}
     parts = split(info, model, choice, decision.stored, relabelled=decision.relabelled, disk=shapes)
     allowed = audit_keys(label, parts.missing, parts.unexpected, parts.mismatched, options.allow)
