@@ -181,6 +181,24 @@ def test_widths_that_fill_no_group_are_told(tmp_path: Path) -> None:
     assert model.plan.skipped != plan_load(tmp_path, quantization="torchao-int8").skipped == ()
 
 
+@pytest.mark.parametrize(
+    "size", [{"hidden_size": 32, "intermediate_size": 64}, {"hidden_size": 48, "intermediate_size": 96}]
+)
+def test_4_bits_of_any_width_run(tmp_path: Path, size: dict[str, int]) -> None:
+    """Bitsandbytes has a kernel for rows of whole groups only; a model of another width answers as its weights say."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    save_model(tmp_path, make_llama(**size))
+    plain, packed = load(tmp_path).model, load(tmp_path, quantization="bnb-4bit").model
+    for name, module in packed.named_modules():
+        if isinstance(module, Linear4bit):
+            weight = plain.get_submodule(name).weight
+            held: Any = module.weight
+            weight.data = dequantize_4bit(held.data, held.quant_state).to(weight.dtype)
+    assert ((logits(packed) - logits(plain)).norm() / logits(plain).norm()).item() < 0.03
+
+
 def test_a_dense_model_has_no_experts_to_tell_of(folder: Path) -> None:
     """What is kept of a dense model is its embeddings and its output layer."""
     found = quantization.describe(load(folder, quantization="torchao-int8").model, "torchao-int8")

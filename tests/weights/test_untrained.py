@@ -106,6 +106,22 @@ def test_a_cast_writes_it_anew(marked: Path, tmp_path: Path) -> None:
     assert written(tmp_path / "trained-half") is None
 
 
+@pytest.mark.parametrize("name", ["bnb-8bit", "bnb-4bit", "torchao-int8"])
+@pytest.mark.parametrize("kind", ["head", "random"])
+def test_quantizing_is_no_training(marked: Path, tmp_path: Path, name: str, kind: str) -> None:
+    """What was drawn at random is not trained by being packed: the mark is in the model, and in what it is saved as."""
+    source = marked
+    if kind == "random":
+        source = load(marked, random=True).save(tmp_path / "random")
+    model = load(source, quantization=name)
+    with torch.inference_mode():
+        model.model(**model.tokenizer(["one two"], return_tensors="pt"))  # kernels pack anew at the first call
+    assert model.untrained is not None
+    saved = find(model.save(tmp_path / "saved"))
+    assert saved is not None
+    assert saved.kind == kind
+
+
 def test_another_head_on_a_marked_model_marks_both(marked: Path) -> None:
     """What was untrained in the files stays so, and what the new task adds joins it; what it drops does not."""
     tokens = load(marked, task="question-answering")

@@ -131,16 +131,18 @@ def digest_tensors(weights: Checkpoint, names: Iterable[str]) -> str:
 def fingerprint(state: Mapping[str, Any], names: Iterable[str] | None) -> dict[str, str]:
     """Digests of tensors in memory, by the dtype that they may be cast to before they are saved.
 
+    Quantized tensors are taken as they are packed.
+
     Args:
         state: A module's `state_dict`.
-        names: Those to look at; None for every floating-point one.
+        names: Those to look at; None for all.
     """
     import torch
 
     chosen = _chosen(state, names)
     if any(state[name].is_meta for name in chosen):
         return {}
-    kinds = {torch.float32, torch.bfloat16, torch.float16, *(state[name].dtype for name in chosen)}
+    kinds = {torch.float32, torch.bfloat16, torch.float16, *_dtypes(state, chosen)}
     return {str(kind): _digest_state(state, chosen, kind) for kind in kinds}
 
 
@@ -149,18 +151,40 @@ def is_untrained(untrained: Untrained, state: Mapping[str, Any]) -> bool:
 
     A mark without fingerprints is of tensors that a device map keeps out of memory, where nobody trains them: it holds.
     """
+    import torch
+
     if not untrained.fingerprints:
         return True
     chosen = _chosen(state, untrained.tensors)
-    kinds = {state[name].dtype for name in chosen}
+    kinds = _dtypes(state, chosen) or {torch.float32}
     if untrained.tensors is not None and len(chosen) < len(untrained.tensors):
         return False
     return any(untrained.fingerprints.get(str(kind)) == _digest_state(state, chosen, kind) for kind in kinds)
 
 
 def _chosen(state: Mapping[str, Any], names: Iterable[str] | None) -> list[str]:
-    held = state if names is None else [name for name in names if name in state]
-    return sorted((name for name in held if state[name].is_floating_point()), key=str.encode)
+    import torch
+
+    # What belongs to another name (`x.weight.absmax`, `x.SCB`) says how that is packed, and changes with the kernel that runs.
+    held = [name for name in state if not _is_packing(name, state)] if names is None else names
+    return sorted((name for name in held if isinstance(state.get(name), torch.Tensor)), key=str.encode)
+
+
+def _is_packing(name: str, state: Mapping[str, Any]) -> bool:
+    owner, dot, _ = name.partition(".weight.")
+    return name.endswith((".SCB", ".weight_format")) or (bool(dot) and f"{owner}.weight" in state)
+
+
+def _dtypes(state: Mapping[str, Any], names: Iterable[str]) -> set[Any]:
+    return {state[name].dtype for name in names if _is_plain(state[name])}
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether a tensor can be cast: floating-point numbers that are not packed."""
+    import torch
+
+    kinds = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+    return tensor.dtype in kinds and not hasattr(tensor, "__tensor_flatten__")
 
 
 def _digest_state(state: Mapping[str, Any], names: Iterable[str], dtype: Any) -> str:
@@ -168,10 +192,19 @@ def _digest_state(state: Mapping[str, Any], names: Iterable[str], dtype: Any) ->
 
     whole = blake3.blake3()
     for name in names:
-        tensor = state[name].detach().to(device="cpu", dtype=dtype).contiguous()
+        tensor = state[name].detach()
         whole.update(name.encode() + b"\0")
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for part in [tensor.to(dtype)] if _is_plain(tensor) else _parts(tensor):
+            whole.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
+
+
+def _parts(tensor: Any) -> list[Any]:
+    """The tensors that a packed one is made of; itself for any other."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [each for name in names for each in _parts(getattr(tensor, name))]
 
 
 def _digest_bytes(weights: Checkpoint, name: str) -> str:

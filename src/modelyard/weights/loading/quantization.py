@@ -170,12 +170,13 @@ def make_config(quantization: object, *, device: str = "cpu", dtype: Any = None)
 
 
 def apply_after(model: Any, quantization: object) -> Any:
-    """Quantize a loaded model, for a method that works on one (`int8-dynamic`); any other leaves it as it is.
+    """Quantize a loaded model, for a method that works on one (`int8-dynamic`); of any other, make sure that it runs.
 
     Raises:
         ModelError: `no_linear_layers`: there is nothing in it that the method could quantize.
     """
     if quantization != "int8-dynamic":
+        _avoid_packed_kernel(model)
         return model
     import torch
     from torch.ao import quantization as library
@@ -192,6 +193,20 @@ def apply_after(model: Any, quantization: object) -> Any:
         spec = dict.fromkeys(names, library.default_dynamic_qconfig)
         quantized = quantize(model.float(), spec, dtype=torch.qint8, inplace=True)
     return quantized.eval()
+
+
+def _avoid_packed_kernel(model: Any) -> None:
+    """Keep 4-bit layers of bitsandbytes from a kernel that their shapes do not fit.
+
+    On a CPU with AVX512-BF16 it packs 32 rows of whole groups at the first call, and fails where a matrix has no such shape.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        rows, width = state.shape[-2], state.shape[-1]
+        if rows % 32 or width % state.blocksize:
+            module.support_avx512bf16_for_cpu = False
 
 
 def footprint(model: Any) -> int:
