@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.defaults import read_defaults
 from modelyard.weights.load import load
 from modelyard.weights.model import Model
+from modelyard.weights.untrained import Untrained, UntrainedWarning
 from task_models import multimodal, vision
 from tiny_models import make_llama, make_tokenizer, save_adapter, save_model
 
@@ -285,3 +287,75 @@ def test_threads_get_their_own_answers(model: Model) -> None:
         for _ in range(3):
             found = pool.map(lambda each: model.generate("where is my card", max_new_tokens=10, **each), asked)
             assert list(found) == alone
+
+
+def test_untrained_weights_warn_once_whoever_asks(tmp_path: Path) -> None:
+    """A model of random weights says so at its first answer, and then no more; the loop of a server says nothing."""
+    model = load(save_model(tmp_path))
+    model.untrained = Untrained("random", 0, None)
+    model.decoder()
+    model.prepare("hi", {"max_new_tokens": 1})
+    with pytest.warns(UntrainedWarning, match="random weights") as caught:
+        model.generate("hi", max_new_tokens=1)
+    assert [warning.filename.endswith("test_model.py") for warning in caught] == [True]
+    assert model.batch_generate(["hi"], max_new_tokens=1)
+    assert "".join(model.stream("hi", max_new_tokens=1)) is not None
+    assert model.predict("hi", max_new_tokens=1) is not None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (b"hi", "is a bytes"),
+        (None, "is a NoneType"),
+        (5, "is a int"),
+        (iter([1, 2]), "is a list_iterator"),
+        (torch.ones(1, 2, dtype=torch.long), "of 1 x 2 numbers"),
+        (np.array([0.5]), "is a ndarray"),
+        ([True], "is a bool"),
+        ({}, "is empty"),
+        ({"role": "user", "content": "hi"}, "unknown field"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_its_kind(model: Model, prompt: Any, words: str) -> None:
+    """Bytes are not taken for ids, and the message names what was given."""
+    for call in (model.generate, model.stream, model.tokenize):
+        with pytest.raises(RequestError, match=words):
+            call(prompt)
+
+
+def test_ids_of_arrays_are_ids(model: Model) -> None:
+    """NumPy integers, one-dimensional arrays and tensors are token ids, in and out; unknown ones are refused."""
+    ids = model.tokenize("my card")
+    answer = model.generate(ids, max_new_tokens=3)
+    held: Any
+    for held in (np.array(ids), torch.tensor(ids), [np.int64(token) for token in ids], tuple(ids)):
+        assert model.tokenize(held) == ids
+        assert model.generate(held, max_new_tokens=3) == answer
+        assert model.detokenize(held) == model.detokenize(ids)
+    for wrong in ([10**9], [-1]):
+        with pytest.raises(RequestError, match="vocabulary"):
+            model.tokenize(wrong)
+    for nothing in (None, 5, "x", b"x"):
+        with pytest.raises(RequestError):
+            model.detokenize(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"num_beams": 0}, "`num_beams` is 0"),
+        ({"num_beams": 1.5}, "`num_beams` is 1.5"),
+        ({"no_repeat_ngram_size": -1}, "`no_repeat_ngram_size` is -1"),
+        ({"do_sample": "no"}, "`do_sample` is 'no'"),
+        ({"return_full_text": "no"}, "`return_full_text` is 'no'"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "2 beams have 2 answers"),
+    ],
+)
+def test_values_of_another_kind_are_refused(model: Model, params: dict[str, Any], words: str) -> None:
+    """A text is no switch and a fraction no number of beams: refused by name, before anything is computed."""
+    with pytest.raises(RequestError, match=words):
+        model.generate("hi", max_new_tokens=2, **params)
+    for size in ("1", 1.5, True):
+        with pytest.raises(RequestError, match="batch_size"):
+            model.batch_generate(["hi"], batch_size=size)  # type: ignore[arg-type]

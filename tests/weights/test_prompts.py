@@ -168,7 +168,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"text": "hi", "images": [picture()], "pictures": 3}, "unknown field `pictures`"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "image_url"),
     ([], "no list of messages"),
-    (7, "no list of messages"),
+    (7, "the prompt is a int"),
 ]
 
 

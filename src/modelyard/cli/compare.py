@@ -77,7 +77,8 @@ def compare(
     for source in (first, second):
         model = loading.load(home, source)
         try:
-            answers.append(_ask(model, prompts, {"seed": seed, **asked}, loading.per_call))
+            with output.warnings_as_notes():
+                answers.append(_ask(model, prompts, {"seed": seed, **asked}, loading.per_call))
             versions.append(str(model.version.id) if model.version is not None else None)
         finally:
             model.release()

@@ -58,10 +58,13 @@ def generate(source: str, prompt: str | None, loading: Loading, home: Home, as_j
     model = loading.load(home, source)
     chosen = _chosen(**options, **loading.per_call)
     if as_json:
-        answer = model.generate(text, **chosen)
+        with output.warnings_as_notes():
+            answer = model.generate(text, **chosen)
         output.json_object({"model": source, "version": _version_id(model), "prompt": text, "answer": answer})
         return
-    _print_stream(model.stream(text, **chosen))
+    with output.warnings_as_notes():
+        pieces = model.stream(text, **chosen)
+    _print_stream(pieces)
 
 
 @click.command()
@@ -87,7 +90,8 @@ def chat(source: str, system: str | None, loading: Loading, home: Home, as_json:
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     while said := _ask():
         messages.append({"role": "user", "content": said})
-        pieces = model.stream(messages, **chosen)
+        with output.warnings_as_notes():
+            pieces = model.stream(messages, **chosen)
         answer = "".join(pieces) if as_json else _print_stream(pieces)
         messages.append({"role": "assistant", "content": answer})
     if as_json:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from modelyard.errors import YardError
 
-__all__ = ["clean", "data", "error", "error_json", "human_bytes", "json_object", "note", "table"]
+__all__ = ["clean", "data", "error", "error_json", "human_bytes", "json_object", "note", "table", "warnings_as_notes"]
 
 
 def clean(text: object) -> str:
@@ -45,6 +47,18 @@ def json_object(value: Any) -> None:
 def note(text: str) -> None:
     """Something worth knowing that is not the data, on stderr."""
     click.echo(clean(text), err=True)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What the library warns of inside the block, as notes behind it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for warning in caught:
+                note(f"warning: {warning.message}")
 
 
 def error(failure: YardError) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,13 +105,8 @@ def predict(
 
 def _predict(model: Model, rows: list[Any], batch_size: int, options: Mapping[str, Any]) -> list[Any]:
     """The results, with what the library warns of as notes."""
-    from modelyard.weights.untrained import UntrainedWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UntrainedWarning)
+    with output.warnings_as_notes():
         found: list[Any] = model.predict(rows, batch_size=batch_size, **options)
-    for warning in caught:
-        output.note(f"warning: {warning.message}")
     return found
 
 

@@ -9,7 +9,9 @@ Knows no references and no stores: `version` is set by whoever loaded it from a 
 
 from __future__ import annotations
 
+import inspect
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -79,6 +81,7 @@ class Model:
         self.untrained = untrained
         self.adapters = tuple(adapters)
         self._switching = threading.RLock()
+        self._warned = False
         self._defaults = read_defaults(_core(model), self.tokenizer) if task in GENERATING else None
 
     @property
@@ -212,8 +215,9 @@ class Model:
             raise RequestError(
                 "`prompts` is no list of prompts", hint="pass a list, or use `generate`", field="prompts"
             )
-        if batch_size < 1:
-            raise RequestError(f"`batch_size` is {batch_size}", hint="1 or more", field="batch_size")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise RequestError(f"`batch_size` is {batch_size!r}", hint="a whole number from 1", field="batch_size")
+        self.warn_untrained()
         computing = partial(self.computing, adapter)
         return completions.complete(self, prompts, params, batch_size=batch_size, computing=computing)
 
@@ -224,7 +228,22 @@ class Model:
         Beams and assisted decoding give their answer in one piece.
         """
         self._check_generates()
+        self.warn_untrained()
         return completions.stream(self, prompt, params, computing=partial(self.computing, adapter))
+
+    def warn_untrained(self) -> None:
+        """Warn (`UntrainedWarning`), once for this model, where answers come from weights that nobody trained.
+
+        What answers calls this by itself; a loop that is stepped through `decoder` does not.
+        """
+        if self.untrained is None or self._warned:
+            return
+        from modelyard.weights.untrained import UntrainedWarning
+
+        self._warned = True
+        what = "a head that was drawn at random" if self.untrained.kind == "head" else "random weights"
+        message = f"`{self.folder}` has {what}: train it before its answers mean anything"
+        warnings.warn(message, UntrainedWarning, stacklevel=_outside())
 
     @contextmanager
     def computing(self, adapter: Any = ...) -> Iterator[None]:
@@ -257,8 +276,15 @@ class Model:
         return list(read_prompt(self.processor, tokenizer, messages, add_generation_prompt=add_generation_prompt).ids)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """The token ids that `generate` would start from, placeholders of media included."""
-        return list(read_prompt(self.processor, self.tokenizer, prompt).ids)
+        """The token ids that `generate` would start from, placeholders of media included.
+
+        Raises:
+            RequestError: As `generate`; ids are checked against the model's vocabulary.
+        """
+        given = read_prompt(self.processor, self.tokenizer, prompt)
+        if not given.tensors and self.model is not None:
+            completions.check_ids(given.ids, self.core)
+        return list(given.ids)
 
     def tokenize_text(self, text: str) -> list[int]:
         """The token ids of raw text, without the chat template."""
@@ -329,6 +355,14 @@ class Model:
         self._alive()
         if self.task != "text-generation":
             raise ModelError(f"`{self.folder}` is a {self.task} model: it does no text-generation")
+
+
+def _outside() -> int:
+    """How many frames above its caller the first one outside of this library is, as `warnings.warn` counts them."""
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("modelyard"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _core(model: Any) -> Any:

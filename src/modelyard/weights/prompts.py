@@ -13,6 +13,7 @@ from typing import Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights import chat
+from modelyard.weights.token_ids import read_ids
 
 __all__ = ["Given", "Prompt", "read_prompt"]
 
@@ -67,10 +68,23 @@ def read_prompt(processor: Any, tokenizer: Any, prompt: Prompt, *, add_generatio
         if not chat.has_template(processor) and not chat.has_template(tokenizer):
             return Given(tuple(chat.encode_text(tokenizer, prompt)), prompt)
         prompt = [{"role": "user", "content": prompt}]
-    if isinstance(prompt, Sequence) and prompt and all(isinstance(item, int) for item in prompt):
-        ids = tuple(prompt)
-        return Given(ids)  # type: ignore[arg-type]
+    ids = read_ids(prompt)
+    if ids:
+        return Given(tuple(ids))
+    if isinstance(prompt, bytes | bytearray | memoryview | range) or not isinstance(prompt, Sequence):
+        kind = type(prompt).__name__
+        raise RequestError(
+            f"the prompt is a {kind}" + (f" of {shape} numbers" if (shape := _shape(prompt)) else ""),
+            hint='text, messages ([{"role": "user", "content": "..."}]), or the token ids of one prompt',
+            field="prompt",
+        )
     return _conversation(processor, tokenizer, prompt, add_generation_prompt)
+
+
+def _shape(prompt: Any) -> str:
+    """How large an array or a tensor is, in words; empty for anything else."""
+    shape = getattr(prompt, "shape", None)
+    return " x ".join(str(side) for side in shape) if isinstance(shape, tuple) else ""
 
 
 def _conversation(processor: Any, tokenizer: Any, messages: object, answering: bool) -> Given:
@@ -95,7 +109,15 @@ def _with_media(processor: Any, tokenizer: Any, prompt: Mapping[str, Any]) -> Gi
     unknown = sorted(set(prompt) - names)
     if unknown:
         raise RequestError(
-            f"the prompt has an unknown field `{unknown[0]}`", hint=f"known: {', '.join(sorted(names))}", field="prompt"
+            f"the prompt has an unknown field `{unknown[0]}`",
+            hint="a conversation is a list: `[message]`"
+            if "content" in unknown or "role" in unknown
+            else f"known: {', '.join(sorted(names))}",
+            field="prompt",
+        )
+    if not prompt:
+        raise RequestError(
+            "the prompt is empty: it has no field", hint=f"known: {', '.join(sorted(names))}", field="prompt"
         )
     text = prompt.get("text")
     if text is not None:

@@ -66,6 +66,11 @@ _SAMPLERS = frozenset({"typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"})
 
 # Fields that say how a rule is done; each with the rules or objects that it belongs to.
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_WHOLE = {"num_beams": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "prompt_lookup_num_tokens": 1}
+"""Rules that are whole numbers, and the least of each; transformers computes with whatever it is given."""
+
+_SWITCHES = ("do_sample", "return_full_text", "renormalize_logits", "remove_invalid_values", "use_mtp")
+
 _DETAILS: dict[str, tuple[str, ...]] = {
     "early_stopping": ("num_beams",),
     "length_penalty": ("num_beams",),
@@ -195,6 +200,7 @@ def read_request(given: Mapping[str, Any], defaults: GenerationDefaults) -> Requ
     _check_names(given)
     own = {item.name for item in fields(GenerationParams)}
     params = resolve_params({name: given[name] for name in own & set(given)} | _sampling(given, defaults), defaults)
+    _check_kinds(given)
     asked = {name: given[name] for name in (*_RULES, *_DETAILS) if name in given and name not in _OBJECTS}
     objects = {name: given[name] for name in _OBJECTS if name in given}
     rules = {**defaults.strategy, **asked}
@@ -207,7 +213,8 @@ def read_request(given: Mapping[str, Any], defaults: GenerationDefaults) -> Requ
     beams = rules.get("num_beams") or 1
     if answers > 1 and params.greedy and beams < answers:
         raise RequestError(
-            f"`num_return_sequences` is {answers}, and greedy decoding has one answer",
+            f"`num_return_sequences` is {answers}, and "
+            + (f"{beams} beams have {beams} answers" if beams > 1 else "greedy decoding has one answer"),
             hint=f"set `temperature` above 0, or `num_beams={answers}`",
             field="num_return_sequences",
         )
@@ -259,6 +266,16 @@ def _check_names(given: Mapping[str, Any]) -> None:
             raise RequestError(f"unknown parameter `{name}`", hint=hint, field=name)
     if "stop" in given and "stop_strings" in given:
         raise RequestError("`stop` and `stop_strings` are the same", hint="give one of them", field="stop_strings")
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    for name, least in _WHOLE.items():
+        value = given.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise RequestError(f"`{name}` is {value!r}", hint=f"a whole number from {least}", field=name)
+    for name in _SWITCHES:
+        if not isinstance(given.get(name, False), bool):
+            raise RequestError(f"`{name}` is {given[name]!r}", hint="True or False", field=name)
 
 
 def _sampling(given: Mapping[str, Any], defaults: GenerationDefaults) -> dict[str, Any]:

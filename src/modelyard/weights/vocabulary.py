@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights import chat
+from modelyard.weights.token_ids import read_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,9 +116,16 @@ def detokenize(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False
     Raises:
         RequestError: An id that the vocabulary does not have; the message names it and the vocabulary's size.
     """
-    _check(tokenizer, ids)
-    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+    plain = read_ids(ids)
+    if plain is None:
+        plain = list(ids) if isinstance(ids, list | tuple) else _refuse(ids)
+    _check(tokenizer, plain)
+    text = tokenizer.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
     return str(text)
+
+
+def _refuse(ids: object) -> list[int]:
+    raise RequestError(f"the ids are a {type(ids).__name__}", hint="a list of whole numbers, of one text", field="ids")
 
 
 def vocabulary_size(tokenizer: Any) -> int:

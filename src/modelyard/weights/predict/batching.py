@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -219,7 +218,7 @@ def predict(
     single = _find(SINGLE[model.task]) if model.task in SINGLE else _is_single
     one = bool(single(inputs))
     rows = [inputs] if one else list(inputs)
-    warn_untrained(model)
+    model.warn_untrained()
     chosen = PredictOptions(model.task, batch_size, truncation, options)
     with model.computing(adapter):
         results = predictor(model, rows, chosen) if rows else []
@@ -259,19 +258,6 @@ def check_alive(model: Model) -> None:
     """
     if model.model is None:
         raise ModelError(f"the model of `{model.folder}` was released", hint="load it again")
-
-
-def warn_untrained(model: Model) -> None:
-    """Warn (`UntrainedWarning`) where the answers come from weights that nobody trained."""
-    marked = getattr(model, "untrained", None)
-    if marked is None:
-        return
-    from modelyard.weights.untrained import UntrainedWarning
-
-    what = "a head that was drawn at random" if marked.kind == "head" else "random weights"
-    warnings.warn(
-        f"`{model.folder}` has {what}: train it before its answers mean anything", UntrainedWarning, stacklevel=4
-    )
 
 
 def batches(rows: Sequence[Item], size: int) -> Iterator[list[Item]]:
