@@ -146,16 +146,18 @@ def test_grounded_objects_are_what_the_models_processor_decodes(tmp_path: Any) -
 
 
 def test_labels_that_are_none_are_refused() -> None:
-    """No labels, an empty one, one that is too long, a template without a place."""
+    """No labels, an empty one, one that is too long, a template without a place, fewer answers than one."""
     model = open_media("zero-shot-image-classification")
     for row, options, words in (
         (GIVEN, {}, "row 0 has no labels"),
         ({"image": GIVEN, "labels": ["cat", " "]}, {}, "row 0 has no labels"),
         (GIVEN, {"labels": ["cat " * 40]}, "tokens and the model takes 24"),
         (GIVEN, {"labels": ["cat"], "template": "photo"}, "template"),
+        (GIVEN, {"labels": ["cat"], "top_k": 0}, "top_k"),
     ):
         with pytest.raises(RequestError, match=words):
             model.predict(row, **options)
+    assert model.predict(GIVEN, labels=["cat", "dog"], template="{a photo} of {}").label in {"cat", "dog"}
 
 
 def test_a_classifiers_answers_are_its_likeliest_labels() -> None:
@@ -173,6 +175,8 @@ def test_a_classifiers_answers_are_its_likeliest_labels() -> None:
         model.predict({"image": GIVEN, "question": "card " * 60})
     with pytest.raises(RequestError, match="row 0 has no `question`"):
         model.predict({"image": GIVEN})
+    with pytest.raises(RequestError, match="`top_k` is 0"):
+        model.predict({"image": GIVEN, "question": "where is my card?"}, top_k=0)
 
 
 def test_a_generating_models_answer_is_what_it_writes() -> None:

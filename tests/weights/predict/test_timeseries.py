@@ -145,3 +145,9 @@ def test_a_list_of_numbers_is_one_series() -> None:
     values = series().tolist()
     one, many = predict(model, values), predict(model, [values, values])
     np.testing.assert_array_equal(one.mean, many[1].mean)
+
+
+def test_fewer_labels_than_one_are_refused() -> None:
+    """`top_k=0` is an error that names the option."""
+    with pytest.raises(RequestError, match="`top_k` is 0"):
+        predict(open_tiny(CLASSIFY), series(2), top_k=0)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.weights.predict.audio_inputs import prepare_sound, read_sound
 from modelyard.weights.predict.batching import to_numpy
+from modelyard.weights.predict.bounds import check_share
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.labels import LabelOptions
 from modelyard.weights.predict.media_results import FrameLabels, Span
 from modelyard.weights.predict.results import Classification, Embedding, Features, Regression
-from modelyard.weights.predict.vision_inputs import Prepared, check_share, run_batches
+from modelyard.weights.predict.vision_inputs import Prepared, run_batches
 from modelyard.weights.predict.vision_labels import decode_labels
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.predict.audio_ctc import transcribe_ctc
 from modelyard.weights.predict.audio_inputs import prepare_sound, read_sound
 from modelyard.weights.predict.batching import to_device
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import core, find_tokenizer
 from modelyard.weights.predict.media_results import Chunk, Transcript
 from modelyard.weights.predict.vision_inputs import (
@@ -64,10 +65,7 @@ class HearOptions:
             raise RequestError(
                 f"`overlap` is {self.overlap!r}", hint="0 to less than half of `window`", field="overlap"
             )
-        if self.beams < 1:
-            raise RequestError(f"`beams` is {self.beams}", hint="1 or more", field="beams")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise RequestError(f"`max_new_tokens` is {self.max_new_tokens}", hint="1 or more", field="max_new_tokens")
+        check_counts(self, "beams", "max_new_tokens")
 
 
 def transcribe(model: Model, rows: list[Any], options: PredictOptions) -> list[Transcript]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import RequestError
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.results import Classification, Label, Regression
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class LabelOptions:
             raise RequestError(
                 f"`function` is {self.function!r}", hint=f"one of {', '.join(FUNCTIONS)}", field="function"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise RequestError(f"`top_k` is {self.top_k}", hint="1 or more, or None for all", field="top_k")
+        check_counts(self, "top_k")
 
 
 def decode(config: Any, logits: Sequence[float], chosen: LabelOptions) -> Classification | Regression:

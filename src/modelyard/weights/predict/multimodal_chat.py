@@ -16,6 +16,7 @@ from modelyard.weights import chat
 from modelyard.weights.media import read_audio, read_image, read_video
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import refuse_windows, to_device
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import core, find_tokenizer
 from modelyard.weights.predict.results import Text
 from modelyard.weights.predict.vision_inputs import generating, named_row, preparing, tensors_of
@@ -51,9 +52,7 @@ class WriteOptions:
     beams: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "beams"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"`{name}` is {getattr(self, name)}", hint="1 or more", field=name)
+        check_counts(self, "max_new_tokens", "beams")
         if self.temperature < 0:
             raise RequestError(f"`temperature` is {self.temperature}", hint="0 or more", field="temperature")
         if not 0 < self.top_p <= 1:

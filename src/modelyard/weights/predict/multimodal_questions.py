@@ -14,6 +14,7 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import forward, refuse_windows, to_device
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import check_text, core, find_limit, find_tokenizer
 from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.media_results import Alternative, DocumentAnswer
@@ -48,6 +49,9 @@ class AskOptions:
     top_k: int | None = 5
     max_new_tokens: int = 20
 
+    def __post_init__(self) -> None:
+        check_counts(self, "top_k", "max_new_tokens")
+
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
@@ -62,9 +66,7 @@ class ReadOptions:
     longest: int = 15
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "longest"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"`{name}` is {getattr(self, name)}", hint="1 or more", field=name)
+        check_counts(self, "top_k", "longest")
 
 
 def answer_picture(model: Model, rows: list[Any], options: PredictOptions) -> list[Classification | Text]:

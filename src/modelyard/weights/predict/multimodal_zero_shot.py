@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.batching import forward
+from modelyard.weights.predict.bounds import check_counts, check_share
 from modelyard.weights.predict.encoding import core, find_limit, find_tokenizer
 from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.media_results import Box, DetectedObject, Detections
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
-    check_share,
     find_part,
     grouped,
     named_row,
@@ -59,6 +59,7 @@ class ChooseOptions:
             raise RequestError(
                 f"`template` is {self.template!r}", hint="write {} where the label goes", field="template"
             )
+        check_counts(self, "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def choose(model: Model, rows: list[Any], options: PredictOptions) -> list[Class
     kind = core(model.model).config.model_type
     found: dict[int, Classification] = {}
     for labels in dict.fromkeys(item.note for item in items):
-        texts = _encode(model, [chosen.template.format(label) for label in labels], kind)
+        texts = _encode(model, [chosen.template.replace("{}", label) for label in labels], kind)
         for batch in grouped([item for item in items if item.note == labels], options.batch_size):
             outputs = forward(model, {**texts, **stack(batch)})
             logits = getattr(outputs, "logits_per_image", None)

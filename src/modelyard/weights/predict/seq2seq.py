@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import RequestError, near_match
 from modelyard.weights.predict.batching import refuse_windows, running, to_device
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import (
     Encoded,
     check_text,
@@ -64,10 +65,7 @@ class TransformOptions:
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_beams"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"`{name}` is {value}", hint="1 or more", field=name)
+        check_counts(self, "max_new_tokens", "num_beams")
         if self.temperature < 0:
             raise RequestError(f"`temperature` is {self.temperature}", hint="0 or more", field="temperature")
 

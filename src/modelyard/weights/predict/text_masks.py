@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.predict.batching import forward, refuse_windows
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import (
     Encoded,
     check_text,
@@ -41,8 +42,7 @@ class FillOptions:
     targets: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise RequestError(f"`top_k` is {self.top_k}", hint="1 or more", field="top_k")
+        check_counts(self, "top_k")
 
 
 def fill(model: Model, rows: list[Any], options: PredictOptions) -> list[Fills]:

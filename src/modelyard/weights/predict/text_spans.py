@@ -17,6 +17,7 @@ import numpy as np
 
 from modelyard.errors import RequestError
 from modelyard.weights.predict.batching import forward, to_numpy
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import (
     Encoded,
     collate,
@@ -53,9 +54,7 @@ class AnswerOptions:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"`{name}` is {getattr(self, name)}", hint="1 or more", field=name)
+        check_counts(self, "top_k", "max_answer_tokens")
 
 
 def answer(model: Model, rows: list[Any], options: PredictOptions) -> list[Answer]:

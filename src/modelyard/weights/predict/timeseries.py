@@ -14,6 +14,7 @@ import numpy as np
 
 from modelyard.errors import RequestError
 from modelyard.weights.predict.batching import batches, forward, refuse_windows, to_numpy
+from modelyard.weights.predict.bounds import check_counts
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.labels import rank
 from modelyard.weights.predict.results import Classification, Forecast, Regression
@@ -51,6 +52,9 @@ class SeriesOptions:
     """
 
     top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "top_k")
 
 
 def is_single(inputs: Any) -> bool:

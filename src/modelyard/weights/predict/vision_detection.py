@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelyard.weights.predict.bounds import check_share
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.media_results import Box, DetectedObject, Detections
-from modelyard.weights.predict.vision_inputs import Prepared, check_share, find_part, preparing, run_images
+from modelyard.weights.predict.vision_inputs import Prepared, find_part, preparing, run_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

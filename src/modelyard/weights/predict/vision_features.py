@@ -9,11 +9,11 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import running, to_device, to_numpy
+from modelyard.weights.predict.bounds import check_share
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.media_results import FeatureMaps, ImageFeatures, Picture, Reconstruction
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
-    check_share,
     find_part,
     generating,
     named_row,

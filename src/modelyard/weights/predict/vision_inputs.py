@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prepared",
-    "check_share",
     "find_part",
     "generating",
     "grouped",
@@ -258,14 +257,3 @@ def to_plain_tensors(outputs: Any) -> Any:
         for name in list(outputs):
             outputs[name] = to_plain_tensors(outputs[name])
     return outputs
-
-
-def check_share(value: Any, name: str) -> float:
-    """`value` if it is a number in [0, 1].
-
-    Raises:
-        RequestError: It is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise RequestError(f"`{name}` is {value!r}", hint="a number from 0 to 1", field=name)
-    return float(value)

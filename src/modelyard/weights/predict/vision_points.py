@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import RequestError
 from modelyard.weights.media import read_image
 from modelyard.weights.predict.batching import forward, to_numpy
+from modelyard.weights.predict.bounds import check_share
 from modelyard.weights.predict.encoding import core
 from modelyard.weights.predict.media_results import Box, Keypoints, Matches, Pose, Poses
 from modelyard.weights.predict.vision_inputs import (
     Prepared,
-    check_share,
     find_part,
     named_row,
     prepare_image,
