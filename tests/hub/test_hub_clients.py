@@ -17,6 +17,8 @@ import uvicorn
 
 import modelyard
 from modelyard import Yard, hub
+from modelyard.cli.main import run
+from modelyard.weights.inspect import inspect
 from processes import YARD
 from tiny_models import save_model
 
@@ -150,7 +152,6 @@ def test_a_model_on_a_hub_is_inspected_by_its_headers(
 ) -> None:
     """`weights.hub.open_remote` gives a hub's model as files of which only what is asked for is fetched."""
     from modelyard.weights import hub as hubs
-    from modelyard.weights.inspect import inspect
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     source = yard.commit(save_model(tmp_path / "model"), to="team/base", kind="base")
@@ -162,3 +163,18 @@ def test_a_model_on_a_hub_is_inspected_by_its_headers(
     with pytest.raises(modelyard.YardError) as caught:
         hubs.open_remote("hf://team/base@v9", endpoint=endpoint, token=False)
     assert caught.value.code == "hub_revision"
+
+
+def test_yard_inspect_asks_a_hub_as_every_command_does(
+    endpoint: str, yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`yard inspect hf://...` finds the hub by HF_ENDPOINT and the commit by its revision, and names what is not there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    source = yard.commit(save_model(tmp_path / "model"), to="team/base", kind="base")
+    assert run(["inspect", "hf://team/base@v1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == inspect(yard.files(source)).parameters
+    assert run(["inspect", "hf://team/base@v9", "--json"]) == 5
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == "hub_revision"

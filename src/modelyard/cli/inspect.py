@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.files import Files
     from modelyard.weights.inspect import Inspection
+    from modelyard.weights.remote import RemoteFiles
 
 __all__ = ["architectures", "inspect", "source_files"]
 
@@ -41,29 +42,21 @@ def source_files(home: Home, source: str) -> Iterator[Files | Path]:
         yard = home.open()
         yield yard.files(yard.resolve(source))
     else:
-        with _hub_files(home, source) as remote:
+        with _open_hub(home, source) as remote:
             yield remote
 
 
-@contextlib.contextmanager
-def _hub_files(home: Home, source: str) -> Iterator[Files]:
-    from huggingface_hub import constants
-
+def _open_hub(home: Home, source: str) -> RemoteFiles:
     from modelyard import app
     from modelyard.errors import NotFoundError
     from modelyard.weights import hub
-    from modelyard.weights.remote import RemoteFiles
 
-    access, named = app.hub_access(home.settings), hub.parse(source)
-    if access.get("offline"):
+    access = app.hub_access(home.settings)
+    if access["offline"]:
         raise NotFoundError(
             f"`{source}` is on a hub, and HF_HUB_OFFLINE is set", code="offline", hint="unset HF_HUB_OFFLINE"
         )
-    endpoint = str(access.get("endpoint") or constants.ENDPOINT).rstrip("/")
-    base = f"{endpoint}/{named.repo}/resolve/{named.revision or 'main'}/"
-    only = [named.file] if named.file else None
-    with RemoteFiles(base, names=only, token=access.get("token") or None, label=source) as remote:
-        yield remote
+    return hub.open_remote(source, endpoint=access["endpoint"], token=access["token"])
 
 
 @click.command()
