@@ -80,9 +80,9 @@ def test_a_checkpoint_of_the_hub_loads_as_it_is(repo: str, tmp_path: Path) -> No
     assert [finding for finding in found if finding.level != "info"] == []
     if repo in LOOKING:
         with pytest.raises(ModelError, match="cannot be run without its values"):
-            estimate(tmp_path / "model", length=8, new_tokens=8)
+            estimate(tmp_path / "model", new_tokens=8)
     else:
-        assert estimate(tmp_path / "model", length=8, new_tokens=8).peak > 0
+        assert estimate(tmp_path / "model", new_tokens=8).peak > 0
 
 
 @pytest.mark.parametrize("command", ["plan", "inspect", "estimate", "doctor"])
@@ -91,8 +91,7 @@ def test_commands_take_a_checkpoint_of_the_hub(
 ) -> None:
     """`yard plan`, `inspect`, `estimate` and `doctor` end well on bert-base-uncased's shape."""
     write(tmp_path / "model", ALL["bert-base-uncased"])
-    more = ["--length", "8"] if command == "estimate" else []
-    code = run([command, str(tmp_path / "model"), *more])
+    code = run([command, str(tmp_path / "model")])
     assert code == 0, capsys.readouterr().err
 
 

@@ -27,7 +27,12 @@ _MODES = {
 @click.argument("source")
 @click.option("--mode", type=click.Choice(MODES), default="inference", show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Rows at a time.")
-@click.option("--length", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens of a row.")
+@click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Tokens of a row.  [default: 2048, or as many as the model has positions for]",
+)
 @click.option("--new-tokens", type=click.IntRange(min=0), default=256, show_default=True, help="Generated after them.")
 @click.option("--dtype", type=click.Choice(("auto", "float32", "bfloat16", "float16")), default="auto")
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it would run.")

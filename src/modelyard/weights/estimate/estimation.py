@@ -12,8 +12,10 @@ from modelyard.weights.estimate.checkpoint import Described, describe
 from modelyard.weights.estimate.closed import ClosedProfile, closed_profile
 from modelyard.weights.estimate.machine import OVERHEAD, find_machine
 from modelyard.weights.estimate.workload import DTYPES, Estimate, Machine, Mode, Option, Workload
+from modelyard.weights.tasks import task_of_architecture
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from modelyard.weights.estimate.profile import Profile
@@ -32,7 +34,7 @@ def estimate(
     dtype: str = "auto",
     device: str = "cpu",
     batch: int = 1,
-    length: int = 2048,
+    length: int | None = None,
     new_tokens: int = 256,
     quantization: str | None = None,
     rank: int = 16,
@@ -52,7 +54,8 @@ def estimate(
             float32 for `full`, where updates would be lost in fewer bits.
         device: `cpu` or `cuda`.
         batch: Rows at a time.
-        length: Tokens of a row. Pictures and sound have the size that the model takes.
+        length: Tokens of a row; by default 2048, or as many as config.json has positions for where these are fewer. Pictures
+            and sound have the size that the model takes.
         new_tokens: For inference of a model that writes: how many.
         quantization: A short name of loading (`bnb-4bit`, ...); None for none.
         rank: LoRA's rank.
@@ -67,11 +70,13 @@ def estimate(
         ModelError: `no_config`, `unknown_architecture`, `no_sample_input`, `estimate_failed`, or a broken file.
         RequestError: An option is wrong, or longer rows than the model has positions for.
     """
+    described = describe(source)
+    if length is None:
+        length = _usual_length(described.config, new_tokens)
     workload = Workload(
         mode, batch, length, new_tokens, dtype, device, quantization, rank,
         targets if isinstance(targets, str) else tuple(targets), optimizer, gradient_checkpointing,
     )  # fmt: skip
-    described = describe(source)
     here = machine or find_machine(device)
     found = _estimate(described, workload, here, method)
     if options or (options is None and found.fits is False):
@@ -82,6 +87,23 @@ def estimate(
 
         found = _with_options(found, find_options(found, peak))
     return found
+
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
+
+
+def _usual_length(config: Mapping[str, Any], new_tokens: int) -> int:
+    """2048 tokens, or as many as there are positions for, with those that a model writes behind them."""
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    found: list[int] = [text[key] for key in _POSITIONS if type(text.get(key)) is int and text[key] > 0]
+    if not found:
+        return 2048
+    listed = config.get("architectures")
+    named = str(listed[0]) if isinstance(listed, list) and listed else ""
+    task = task_of_architecture(named)
+    behind = new_tokens if task is not None and task.name == "text-generation" else 0
+    return min(2048, found[0] - behind if found[0] > behind else found[0])
 
 
 def _with_options(found: Estimate, options: list[Option]) -> Estimate:
