@@ -86,6 +86,24 @@ def test_what_is_mistyped_has_a_near_match(yard: Callable[..., Outcome], argumen
     assert not Path("none").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("model_type", "yard create"), ("seed", "--seed"), ("task", "--task"), ("dtype", "--dtype"), ("source", "known:")],
+)
+def test_a_key_that_is_no_configurations_is_refused(yard: Callable[..., Outcome], key: str, hint: str) -> None:
+    """What has an option of its own, or says which configuration it is, is no key; nothing collides with our own names."""
+    code, _, error = yard("create", "bert", "--set", f"{key}=1", "--to", "./none")
+    assert code == 2
+    assert hint in error["hint"]
+
+
+def test_what_cannot_be_built_sends_to_no_doctor(yard: Callable[..., Outcome]) -> None:
+    """There is no folder yet that one could look at."""
+    _, _, error = yard("create", "bert", "--set", "hidden_size=17", "--to", "./none")
+    assert "17" in error["message"]
+    assert "doctor" not in error["hint"]
+
+
 def test_an_existing_folder_is_a_conflict(yard: Callable[..., Outcome]) -> None:
     """Nothing is overwritten."""
     code, _, _ = yard("create", "bert", *SMALL, "--set", "num_hidden_layers=1", "--to", "./model")

@@ -11,12 +11,14 @@ from modelyard.cli.main import run
 from modelyard.errors import GateRefusedError
 from modelyard.registry.contents import StoredFiles
 from modelyard.weights.untrained import KEY, Untrained, mark
-from tiny_models import make_llama, save_model
+from tiny_models import make_llama, save_adapter, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from registry.registry_helpers import Bench
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 HEAD = ("lm_head.weight",)
 
@@ -116,6 +118,34 @@ def test_a_config_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(StoredFiles, "read", read)
     assert bench.yard.promote(one, "production").moved
+
+
+def test_an_adapter_answers_with_its_bases_head(bench: Bench) -> None:
+    """An adapter that leaves its base's untrained head as it is, is refused as that is; one that holds a head of its own is not."""
+    from safetensors.torch import load_file, save_file
+
+    base = marked(bench.folder / "base")
+    first = save_adapter(bench.folder / "first", base)
+    made = bench.yard.commit(base, "team/base")
+    adapter = bench.yard.commit(first, "team/adapter", from_=made)
+    assert adapter.kind == "adapter"
+    with pytest.raises(GateRefusedError, match="lm_head") as caught:
+        bench.yard.promote(adapter, "production")
+    assert caught.value.code == "untrained"
+    tensors = load_file(first / "adapter_model.safetensors")
+    head = make_llama().lm_head.weight.detach() + 1
+    save_file(tensors | {"base_model.model.lm_head.weight": head}, first / "adapter_model.safetensors")
+    trained = bench.yard.commit(first, "team/adapter", from_=made)
+    assert bench.yard.untrained(trained) is None
+    assert bench.yard.promote(trained, "production").moved
+
+
+def test_an_adapter_is_what_a_random_base_was_trained_to(bench: Bench) -> None:
+    """Training came out as the adapter: the refusal of its base sent there."""
+    base = marked(bench.folder / "base", None)
+    made = bench.yard.commit(base, "team/base")
+    adapter = bench.yard.commit(save_adapter(bench.folder / "first", base), "team/adapter", from_=made)
+    assert bench.yard.promote(adapter, "production").moved
 
 
 def test_show_says_so(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,15 @@ import click
 from modelyard.cli import output
 from modelyard.cli.options import Home, key_values, with_json, with_yard
 from modelyard.cli.versions import version_json
+from modelyard.errors import RequestError
 
 if TYPE_CHECKING:
     from modelyard.weights.model import Model
 
 __all__ = ["create"]
+
+
+_OPTIONS = {"task": "--task", "model_class": "--class", "seed": "--seed", "dtype": "--dtype"}
 
 
 @click.command()
@@ -61,13 +65,16 @@ def create(
     from modelyard.weights.create import create as make
     from modelyard.weights.sources import is_path
 
+    given = key_values(values, "--set")
+    for key in _OPTIONS.keys() & given.keys():
+        raise RequestError(f"`--set {key}`: `{key}` has an option of its own", hint=f"use {_OPTIONS[key]}", field=key)
     model = make(
         Path(source).expanduser() if is_path(source) else source,
         task=task,
         model_class=model_class,
         seed=seed,
         dtype=dtype,
-        **{key: _value(text) for key, text in key_values(values, "--set").items()},
+        **{key: _value(text) for key, text in given.items()},
     )
     made: dict[str, Any] = {
         "task": model.task,

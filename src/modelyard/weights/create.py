@@ -29,6 +29,7 @@ __all__ = ["create", "default_task"]
 
 def create(
     source: str | Path | Any,
+    /,
     *,
     task: str | None = None,
     model_class: str | None = None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["label_config", "load_config", "make_config", "override", "read_architecture", "save_config"]
 
 
-def load_config(source: Path | str, **overrides: Any) -> Any:
+def load_config(source: Path | str, /, **overrides: Any) -> Any:
     """The configuration of a model, alone, as transformers' class for its model type; nothing else is read.
 
     Args:
@@ -49,7 +49,7 @@ def load_config(source: Path | str, **overrides: Any) -> Any:
     return override(config, overrides) if overrides else config
 
 
-def make_config(model_type: str, **overrides: Any) -> Any:
+def make_config(model_type: str, /, **overrides: Any) -> Any:
     """A configuration of a model type with its defaults and `overrides`.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelyard.errors import ModelError, YardError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = ["first_line", "translated"]
 
@@ -33,9 +33,9 @@ def translated(folder: Path | str, done: str = "loaded") -> Iterator[None]:
         raise  # not the folder's fault
     except Exception as error:
         # Any library below may raise anything about a file that it cannot use: the cause is kept, and named.
-        raise ModelError(
-            f"`{folder}` cannot be {done}: {first_line(error)}", hint=f"run `yard doctor {folder}`"
-        ) from error
+        there = Path(folder).exists()  # else it is a model type or a class, and no doctor looks at those
+        hint = f"run `yard doctor {folder}`" if there else "look at the values of its configuration"
+        raise ModelError(f"`{folder}` cannot be {done}: {first_line(error)}", hint=hint) from error
 
 
 def first_line(error: BaseException) -> str:
