@@ -5,7 +5,7 @@ from __future__ import annotations
 import transformers
 from transformers.models.auto import modeling_auto
 
-from modelyard.weights.tasks import TASKS, find_task, task_of_architecture, tasks_named, tasks_of_type
+from modelyard.weights.tasks import ADAPTER_TASKS, TASKS, find_task, task_of_architecture, tasks_named, tasks_of_type
 
 
 def mappings() -> set[str]:
@@ -49,3 +49,11 @@ def test_names_are_found_by_alias_and_type() -> None:
             assert tasks_named(name)[0] is task
         for kind in task.model_types():
             assert task in tasks_of_type(kind)
+
+
+def test_every_task_of_peft_is_a_task() -> None:
+    """Each `task_type` that an adapter's configuration may have stands for a task of the table."""
+    from peft import TaskType
+
+    assert set(ADAPTER_TASKS) == {one.value for one in TaskType}
+    assert set(ADAPTER_TASKS.values()) <= set(TASKS)

@@ -32,20 +32,13 @@ from modelyard.weights.inspection.facts import (
 from modelyard.weights.inspection.gguf_facts import GgufFacts, read_gguf_facts
 from modelyard.weights.inspection.tree import Module, make_tree
 from modelyard.weights.ranges import read_header_of
+from modelyard.weights.tasks import ADAPTER_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["AdapterFacts", "Inspection", "Module", "TokenizerFacts", "inspect", "task_of"]
 
-_ADAPTER_TASKS = {
-    "CAUSAL_LM": "text-generation",
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -140,7 +133,7 @@ def _inspect_adapter(files: Files, names: set[str]) -> Inspection:
     return Inspection(
         kind="adapter" if tensors is not None else "none",
         architecture=facts.method,
-        task=_ADAPTER_TASKS.get(str(config.get("task_type"))),
+        task=ADAPTER_TASKS.get(str(config.get("task_type"))),
         chat_template=template_text(files, names) is not None,
         base_model=facts.base,
         adapter=facts,

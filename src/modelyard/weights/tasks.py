@@ -17,6 +17,7 @@ from typing import Any, Literal
 from modelyard.errors import RequestError, near_match
 
 __all__ = [
+    "ADAPTER_TASKS",
     "TASKS",
     "Modality",
     "Preprocessor",
@@ -261,6 +262,17 @@ TASKS: dict[str, TaskInfo] = {row.name: row for row in _ROWS}
 """Every task by name, in the order that decides for a class that stands in several tables."""
 
 _ALIASES = {alias: row.name for row in _ROWS for alias in row.aliases}
+
+
+ADAPTER_TASKS = {
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+"""The tasks of PEFT: `task_type` of adapter_config.json to the name of the task here."""
 
 
 def find_task(name: str) -> TaskInfo:

@@ -24,6 +24,7 @@ from modelyard.weights.loading.heads import Split, module_targets, split
 from modelyard.weights.loading.lock import seeded
 from modelyard.weights.loading.samples import refuse_redrawn
 from modelyard.weights.loading.translate import translated
+from modelyard.weights.tasks import ADAPTER_TASKS
 from modelyard.weights.untrained import Untrained, find_untrained, fingerprint
 
 if TYPE_CHECKING:
@@ -34,15 +35,6 @@ if TYPE_CHECKING:
     from modelyard.weights.loading.plan import LoadPlan
 
 __all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw", "take"]
-
-_TASK_TYPES = {
-    "CAUSAL_LM": "text-generation",
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +251,7 @@ def adapter_hints(folders: Mapping[str, Path]) -> Hints:
 
 def _hint(folder: Path) -> Hints:
     said = read_json(FolderFiles(folder), "adapter_config.json")
-    task = _TASK_TYPES.get(str(said.get("task_type")))
+    task = ADAPTER_TASKS.get(str(said.get("task_type")))
     kept = [name for name in (said.get("modules_to_save") or ()) if isinstance(name, str)]
     path = folder / "adapter_model.safetensors"
     tensors = read_header(path).tensors if path.exists() else {}
