@@ -94,3 +94,14 @@ def test_no_weight_is_read(desk: Path, yard: Callable[..., Outcome]) -> None:
     code, _, error = yard("tokenize", "./model", "hi")
     assert (code != 0, error["code"]) == (True, "no_preprocessor")
     assert yard("tokenize", "./nowhere", "hi")[0] != 0
+
+
+@pytest.mark.parametrize("command", ["tokenize", "generate"])
+def test_a_closed_standard_input_is_named(
+    yard: Callable[..., Outcome], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an argument and with standard input closed (`<&-`), the error says what is missing."""
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, error = yard(command, "./model")
+    assert code == 2
+    assert "standard input is closed" in error["message"]

@@ -10,6 +10,7 @@ import click
 from modelyard.cli import output
 from modelyard.cli.loading import Loading, with_loading
 from modelyard.cli.options import Home, with_json, with_yard
+from modelyard.cli.standard_input import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def generate(source: str, prompt: str | None, loading: Loading, home: Home, as_j
       yard generate ./my-model "Hello" --dtype bfloat16
       yard generate hf://org/name@main "Hello" --quantization int8-dynamic
     """
-    text = prompt if prompt is not None else sys.stdin.read()
+    text = prompt if prompt is not None else read_text("prompt")
     model = loading.load(home, source)
     chosen = _chosen(**options, **loading.per_call)
     if as_json:
@@ -104,6 +105,8 @@ def _version_id(model: Model) -> str | None:
 
 
 def _ask() -> str:
+    if sys.stdin is None:
+        return ""
     if sys.stdin.isatty():
         click.echo("> ", nl=False, err=True)
     return sys.stdin.readline().strip()
@@ -115,6 +118,7 @@ def _print_stream(pieces: Iterator[str]) -> str:
     for piece in pieces:
         said.append(piece)
         click.echo(output.clean(piece), nl=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
     click.echo()
     return "".join(said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import click
 
 from modelyard.cli import output
 from modelyard.cli.options import Home, with_json, with_yard
+from modelyard.cli.standard_input import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def tokenize(source: str, text: str | None, special: bool, chat: bool, home: Hom
     from modelyard.weights import chat as chats
     from modelyard.weights import vocabulary
 
-    given = text if text is not None else sys.stdin.read()
+    given = text if text is not None else read_text("text")
     with _tokenizer(home, source) as tokenizer:
         if chat:
             ids = chats.render(tokenizer, [{"role": "user", "content": given}])

@@ -192,3 +192,12 @@ def test_a_model_without_feature_extractor_is_named() -> None:
     with pytest.raises(ModelError, match="no feature extractor") as caught:
         bare.predict(wav(sound()))
     assert caught.value.code == "no_preprocessor"
+
+
+def test_a_text_that_is_too_long_to_be_spoken_is_refused() -> None:
+    """More tokens than the model has positions is an error with both numbers, and half a character is no text."""
+    model = open_media("text-to-spectrogram")
+    with pytest.raises(RequestError, match="row 0 has 40001 tokens and the model reads at most"):
+        model.predict("a " * 20000)
+    with pytest.raises(RequestError, match="lone surrogate"):
+        model.predict("\ud800")

@@ -257,3 +257,10 @@ def test_arrays_are_plain() -> None:
     found = predict(open_tiny("time-series-forecasting"), timeseries.series())
     assert type(found.mean) is np.ndarray
     assert found.mean.dtype == np.float32
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "fill-mask", "feature-extraction"])
+def test_a_lone_surrogate_is_no_text(task: str) -> None:
+    """Half a character, as broken JSON holds it, is refused by its row, not by a tokenizer's TypeError."""
+    with pytest.raises(RequestError, match="row 1: text holds a lone surrogate"):
+        open_tiny(task).predict(["fine", "no\ud800"])

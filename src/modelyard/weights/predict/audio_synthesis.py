@@ -104,7 +104,19 @@ def _encode(model: Model, text: str, row: int) -> dict[str, Any]:
     inputs = dict(made)
     if inputs["input_ids"].shape[-1] == 0:
         raise RequestError(f"row {row} has no tokens", hint="give a text that is not empty", field="inputs", row=row)
+    _check_room(model, inputs["input_ids"].shape[-1], row)
     return {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+
+
+def _check_room(model: Model, tokens: int, row: int) -> None:
+    most = getattr(core(model.model).config, "max_text_positions", None)
+    if isinstance(most, int) and tokens > most:
+        raise RequestError(
+            f"row {row} has {tokens} tokens and the model reads at most {most}",
+            hint="give a shorter text, or its sentences as rows",
+            field="inputs",
+            row=row,
+        )
 
 
 def _generate(model: Model, inputs: dict[str, Any], chosen: SpeakOptions) -> Any:

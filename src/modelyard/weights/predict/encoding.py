@@ -141,13 +141,23 @@ def _unused_positions(inner: Any) -> int:
 
 
 def check_text(value: Any, row: int, what: str = "text") -> str:
-    """`value` if it is a text.
+    """`value` if it is a text, of valid Unicode.
 
     Raises:
-        RequestError: It is none; the message names the row.
+        RequestError: It is neither; the message names the row.
     """
     if not isinstance(value, str):
         raise RequestError(f"row {row}: {what} is a {type(value).__name__}, no text", field="inputs", row=row)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"row {row}: {what} holds a lone surrogate, which is no character",
+                hint="give valid Unicode",
+                field="inputs",
+                row=row,
+            ) from error
     return value
 
 
@@ -158,7 +168,7 @@ def read_pair(value: Any, row: int, names: tuple[str, str], *, optional: bool = 
         RequestError: It is neither; the message names the row and the keys.
     """
     if optional and isinstance(value, str):
-        return value, None
+        return check_text(value, row), None
     if isinstance(value, Mapping):
         unknown = sorted(set(value) - set(names))
         if not unknown and names[0] in value and (optional or names[1] in value):
