@@ -1,4 +1,7 @@
-"""A model's weights in another dtype, by the exact operation `cast/1`, streamed from file to file."""
+"""A model's weights in another dtype, by the exact operation `cast/1`, streamed from file to file.
+
+Knows tensors as names, dtypes and bytes, and the files beside them; knows no architecture, and runs no model.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Writing a new model folder so that it is there whole or not at all.
 
 Everything is written into a hidden folder beside the target, made durable, and moved into place by one rename. An error or
-an interruption leaves no target; what a killed process leaves is the hidden folder only.
+an interruption leaves no target; what a killed process leaves is the hidden folder only. Knows files and bytes, nothing of what they mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the examinations share: the files, what each of them is, the sound headers, and the small JSON files, read once."""
+"""What the examinations share: the files, what each of them is, the sound headers, and the small JSON files, read once.
+
+Judges nothing: what a fact means is for the examination that asks for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge did, in numbers and digests that anybody can check by doing it again."""
+"""What a merge did, in numbers and digests that anybody can check by doing it again. Holds values; reads no file."""
 
 from __future__ import annotations
 
