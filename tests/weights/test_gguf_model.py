@@ -10,9 +10,11 @@ import torch
 
 from gguf_llama import write_llama
 from modelyard.errors import ModelError, RequestError
+from modelyard.weights.files import FolderFiles
 from modelyard.weights.load import load
 from modelyard.weights.loading import gguf_model
 from modelyard.weights.loading.plan import plan_load
+from modelyard.weights.untrained import find_untrained
 from tiny_models import TEMPLATE, make_llama, make_tokenizer
 from weights.gguf_files import gguf as plain_gguf
 from weights.gguf_files import text
@@ -72,6 +74,32 @@ def test_a_quantized_file_is_close(tmp_path: Path, source: Any) -> None:
     model = load(write_llama(tmp_path / "q8.gguf", source, "Q8_0"))
     error = ((logits(model.model) - logits(source)).norm() / logits(source).norm()).item()
     assert 0 < error < 0.03
+
+
+def test_a_task_adds_and_drops_a_head(file: Path, source: Any, tmp_path: Path) -> None:
+    """A classifier of a file of a language model: its head is drawn from the seed, reported and marked; the body is the file's."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = load(file, task="text-classification", num_labels=3, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (model.load_report.added, model.load_report.dropped) == (("score.weight",), ("output.weight",))
+    assert model.untrained is not None
+    assert model.untrained.tensors == ("score.weight",)
+    again = load(file, task="text-classification", num_labels=3, seed=2)
+    assert torch.equal(model.model.score.weight, again.model.score.weight)
+    assert torch.equal(model.model.model.norm.weight, source.model.norm.weight)
+    found = find_untrained(FolderFiles(model.save(tmp_path / "saved")))
+    assert found is not None
+    assert found.tensors == ("score.weight",)
+    assert load(file, task="feature-extraction").untrained is None
+
+
+def test_options_that_a_file_cannot_be_loaded_with_are_refused(file: Path) -> None:
+    """Labels for a model that does not label, and memory for a device map that there is none of, are not passed over."""
+    for options in ({"num_labels": 3}, {"max_memory": {"cpu": "1GiB"}}):
+        for call in (load, plan_load):
+            with pytest.raises(RequestError):
+                call(file, **options)
 
 
 def test_loading_a_file_prints_nothing(file: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -281,13 +281,12 @@ def _check_device(device: str) -> str:
 
 def _assemble_gguf(path: Path, folders: Mapping[str, Path], options: LoadOptions) -> tuple[Built, LoadPlan, Any, Any]:
     """As `_assemble`, of a .gguf file."""
-    from modelyard.weights.loading import building, gguf_model
+    from modelyard.weights.loading import gguf_model
 
-    task, model, processor = gguf_model.load_gguf(path, options)
     plan = gguf_model.plan_gguf(path, options)
-    built = building.take(model, task, model.dtype, {name: cast.tensors for name, cast in plan.casts.items()})
-    if folders:
-        model = _attach(model, task, folders, options)
+    built, processor = gguf_model.load_gguf(path, options)
+    built.casts = {name: cast.tensors for name, cast in plan.casts.items()}
+    model = _attach(built.model, built.choice.task, folders, options) if folders else built.model
     model.train(options.training)
     return built, plan, model, processor
 

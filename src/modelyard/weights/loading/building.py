@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from modelyard.weights.loading.options import LoadOptions
     from modelyard.weights.loading.plan import LoadPlan
 
-__all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw", "take"]
+__all__ = ["Built", "Decision", "Hints", "adapter_hints", "build", "decide", "draw", "mark_drawn", "take"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +279,11 @@ def _untrained(folder: Path, model: Any, drawn: set[str], seed: int) -> Untraine
         if kept and not drawn:
             seed = found.seed
         drawn |= kept
-    if not drawn:
-        return None
+    return mark_drawn(model, drawn, seed)
+
+
+def mark_drawn(model: Any, drawn: set[str], seed: int) -> Untrained | None:
+    """The mark of tensors that were drawn from `seed`; None where there are none."""
     held = model.state_dict()
     names_drawn = tuple(sorted(drawn & set(held), key=str.encode))
     return Untrained("head", seed, names_drawn, fingerprint(held, names_drawn)) if names_drawn else None

@@ -7,20 +7,23 @@ place for would be left out silently there, and are an error here. Knows GGUF fi
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError, near_match
 from modelyard.weights.audit import audit_keys
 from modelyard.weights.gguf import GgufHeader, read_gguf
-from modelyard.weights.loading import attention, classes, configs, devices
+from modelyard.weights.loading import attention, building, classes, configs, devices
 from modelyard.weights.loading.dtypes import pick_dtype
-from modelyard.weights.loading.lock import loading
+from modelyard.weights.loading.labels import check_labels
+from modelyard.weights.loading.lock import loading, seeded
 from modelyard.weights.loading.translate import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from modelyard.weights.loading.building import Built
     from modelyard.weights.loading.classes import Choice
     from modelyard.weights.loading.options import LoadOptions
     from modelyard.weights.loading.plan import LoadPlan
@@ -31,6 +34,7 @@ __all__ = ["load_gguf", "plan_gguf", "read_architecture", "supported_architectur
 _WRITTEN = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
 _NO_MODELS = frozenset({"general", "tokenizer"})
+_OUTPUT = frozenset({"output.weight", "output.bias"})  # the head of a language model, as llama.cpp calls it
 # Computed again from the configuration, or of no use to transformers: leaving them out changes nothing.
 _COMPUTED = ("rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -68,8 +72,8 @@ def read_architecture(path: Path) -> str:
     return str(named)
 
 
-def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
-    """Load a .gguf file: its task, its model of transformers in eval mode, and its tokenizer.
+def load_gguf(path: Path, options: LoadOptions) -> tuple[Built, Any]:
+    """Load a .gguf file: its model of transformers, and its tokenizer. A head that the task adds is drawn and marked.
 
     Args:
         path: The file.
@@ -89,7 +93,7 @@ def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
     from transformers.utils.quantization_config import GgufConfig
 
     unpack: Any = GgufConfig
-    with loading(), translated(path), _without_bars():
+    with loading(), translated(path), _without_bars(), seeded(options.seed):
         model, info = choice.cls.from_pretrained(
             str(path.parent),
             gguf_file=path.name,
@@ -102,20 +106,33 @@ def load_gguf(path: Path, options: LoadOptions) -> tuple[str, Any, Any]:
             output_loading_info=True,
             **extra,
         )
-        left = _left_over(header, model)
-        label = str(path)
-        allowed = set(options.allow)
-        audit_keys(
-            label,
-            () if "missing" in allowed else info["missing_keys"],
-            () if "unexpected" in allowed else {*info["unexpected_keys"], *left},
-            () if "mismatched" in allowed else info["mismatched_keys"],
+        added, dropped = _heads(choice, model, info["missing_keys"], header)
+        allowed = audit_keys(
+            str(path),
+            set(info["missing_keys"]) - set(added),
+            {*info["unexpected_keys"], *_left_over(header, model)} - dropped,
+            info["mismatched_keys"],
+            options.allow,
         )
         _forget_packing(model)
         tokenizer = _load_tokenizer(path)
-    if options.training:
-        model.train()
-    return choice.task, model.to(device), tokenizer
+    built = building.take(model.to(device), choice.task, dtype, {})
+    built.allowed, built.split = allowed, replace(built.split, added=added, dropped=tuple(sorted(dropped)))
+    drawn = (*added, *allowed.get("missing", ()), *(str(item[0]) for item in info["mismatched_keys"]))
+    built.untrained = building.mark_drawn(model, set(drawn), options.seed)
+    return built, tokenizer
+
+
+def _heads(choice: Choice, model: Any, missing: Iterable[str], header: GgufHeader) -> tuple[tuple[str, ...], set[str]]:
+    """Tensors of a head that the task adds, and the file's names of the head that it drops."""
+    from modelyard.weights.loading.plan import build_meta
+
+    if choice.own is None or choice.own is choice.cls:
+        return (), set()
+    known = build_meta(choice.own, choice.config, model.dtype)[0].state_dict()
+    added = tuple(sorted(name for name in missing if name not in known))
+    headless = model.get_output_embeddings() is None
+    return added, {tensor.name for tensor in header.tensors if headless and tensor.name in _OUTPUT}
 
 
 def plan_gguf(path: Path, options: LoadOptions) -> LoadPlan:
@@ -163,11 +180,11 @@ def _prepare(path: Path, options: LoadOptions) -> tuple[GgufHeader, Choice, Any]
     import torch
     from transformers import AutoConfig
 
-    for name in ("device_map", "quantization", "base"):
+    for name in ("device_map", "max_memory", "quantization", "base"):
         if getattr(options, name) is not None:
             raise RequestError(
                 f"a .gguf file is loaded without `{name}`",
-                hint="convert it to safetensors first: yard convert",
+                hint=f'make a folder of it first: load("{path.name}").save("./{path.stem}")',
                 field=name,
             )
     if options.random:
@@ -181,8 +198,12 @@ def _prepare(path: Path, options: LoadOptions) -> tuple[GgufHeader, Choice, Any]
     config = configs.override(config, options.config) if options.config else config
     config = configs.label_config(config, options.num_labels, options.id2label)
     choice = classes.choose(config, str(path), task=options.task, model_class=options.model_class)
-    kind = pick_dtype(options.dtype, _stored(header), options.device.partition(":")[0])
-    return header, choice, getattr(torch, kind)
+    dtype = getattr(torch, pick_dtype(options.dtype, _stored(header), options.device.partition(":")[0]))
+    if options.relabels():
+        from modelyard.weights.loading.plan import build_meta
+
+        check_labels(choice, lambda config: build_meta(choice.cls, config, dtype)[0], str(path))
+    return header, choice, dtype
 
 
 def _own_class(config: Any) -> list[str] | None:
