@@ -128,3 +128,17 @@ def test_adapters_leave_the_callers_generators_alone(folder: Path, tmp_path: Pat
     before = torch.get_rng_state()
     load(folder, adapters={"fr": adapter})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_adapter_on_weights_that_are_on_the_disk_is_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT would move what is not in memory; the modules are named. Without an adapter the same map loads, and says nothing."""
+    adapter = save_adapter(tmp_path / "adapter", folder)
+    capfd.readouterr()
+    places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    for call in (load, plan_load):
+        with pytest.raises(RequestError, match=r"model\.layers on the disk"):
+            call(adapter, base=folder, device_map=places)
+    assert load(folder, device_map=places).plan.bytes["disk"] > 0
+    assert capfd.readouterr() == ("", "")

@@ -178,6 +178,12 @@ def make_plan(
         places = devices.resolve_map(
             options.device_map, model, max_memory=options.max_memory, dtype=torch_dtype, quantizer=quantizer
         )
+        if adapters and (far := sorted(name or "everything" for name, place in places.items() if place == "disk")):
+            raise RequestError(
+                f"adapters are put on weights in memory, and `device_map` puts {', '.join(far[:6])} on the disk",
+                hint="place them on a device or `cpu`; or merge the adapter (yard merge), and load what comes out",
+                field="device_map",
+            )
     sizes = _Sizes(model, torch_dtype, quantizer, dynamic=options.quantization == "int8-dynamic")
     read = None if options.random else open_checkpoint(FolderFiles(root))
     casts, added, dropped = _compare(read, sizes, choice, options, own_config) if read else ({}, (), ())

@@ -59,6 +59,7 @@ METHODS = {
 
 # What the packages log at import and at every call, with nothing in it that a user could act on.
 _NOISE = (
+    ("accelerate.big_modeling", "Some parameters are on the meta device"),
     ("torchao", "Failed to load"),
     ("torch.utils._pytree", "is an Enum subclass"),
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
