@@ -105,7 +105,7 @@ def test_encoder_decoder_text_is_the_pipelines(kind: str) -> None:
     for beams in (1, 3):
         options = {"num_beams": beams, "max_new_tokens": 8, **more}
         wanted = theirs(model, changing(0.8), generate_kwargs=options)["text"]
-        ours = model.predict(Audio(changing(0.8), RATE), beams=beams, max_new_tokens=8)
+        ours = model.predict(Audio(changing(0.8), RATE), num_beams=beams, max_new_tokens=8)
         assert ours.text == wanted
         assert ours.text
 
@@ -169,11 +169,11 @@ def test_what_an_architecture_does_not_have_is_refused() -> None:
     with pytest.raises(RequestError, match="takes no language"):
         open_media("ctc").predict(given, language="en")
     with pytest.raises(RequestError, match="decodes greedily"):
-        open_media("tdt").predict(given, beams=2)
+        open_media("tdt").predict(given, num_beams=2)
     with pytest.raises(RequestError, match="knows no times"):
         open_media("ctc", "parakeet_ctc").predict(given, timestamps="word")
-    with pytest.raises(RequestError, match="beams"):
-        open_media(TASK).predict(given, beams=0)
+    with pytest.raises(RequestError, match="num_beams"):
+        open_media(TASK).predict(given, num_beams=0)
 
 
 def test_a_configuration_that_cannot_generate_is_named() -> None:

@@ -295,7 +295,11 @@ def test_drawn_answers_come_from_their_seed() -> None:
     drawn = model.predict([row, row], temperature=1.5, seed=3, max_new_tokens=10)
     assert drawn[0] == drawn[1] == model.predict(row, temperature=1.5, seed=3, max_new_tokens=10)
     assert drawn[0] != model.predict(row, temperature=1.5, seed=4, max_new_tokens=10)
-    for options, words in (({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"beams": 0}, "beams")):
+    for options, words in (
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"num_beams": 0}, "num_beams"),
+    ):
         with pytest.raises(RequestError, match=words):
             model.predict(row, **options)
 

@@ -47,7 +47,7 @@ class HearOptions:
         language: What is spoken, for a model of several languages (Whisper: `en` or `english`); None lets it find out.
         translate: Write English whatever is spoken (Whisper).
         max_new_tokens: Most tokens of an answer; None leaves it to the checkpoint.
-        beams: 1 is greedy.
+        num_beams: 1 is greedy.
     """
 
     timestamps: str | None = None
@@ -56,7 +56,7 @@ class HearOptions:
     language: str | None = None
     translate: bool = False
     max_new_tokens: int | None = None
-    beams: int = 1
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
         if self.window is not None and not self.window > 0:
@@ -65,7 +65,7 @@ class HearOptions:
             raise RequestError(
                 f"`overlap` is {self.overlap!r}", hint="0 to less than half of `window`", field="overlap"
             )
-        check_counts(self, "beams", "max_new_tokens")
+        check_counts(self, "num_beams", "max_new_tokens")
 
 
 def transcribe(model: Model, rows: list[Any], options: PredictOptions) -> list[Transcript]:
@@ -104,8 +104,8 @@ def _check_able(task: str, whisper: bool, chosen: HearOptions) -> None:
         raise RequestError(
             "this model takes no language", hint="leave out `language` and `translate`", field="language"
         )
-    if chosen.beams > 1 and task != "automatic-speech-recognition":
-        raise RequestError(f"{task} decodes greedily", hint="leave out `beams`", field="beams")
+    if chosen.num_beams > 1 and task != "automatic-speech-recognition":
+        raise RequestError(f"{task} decodes greedily", hint="leave out `num_beams`", field="num_beams")
 
 
 def _transcribe_seq2seq(
@@ -219,7 +219,7 @@ def _trim(model: Model, ids: list[int]) -> tuple[int, ...]:
 
 
 def _limits(chosen: HearOptions) -> dict[str, Any]:
-    limits: dict[str, Any] = {"num_beams": chosen.beams, "do_sample": False}
+    limits: dict[str, Any] = {"num_beams": chosen.num_beams, "do_sample": False}
     if chosen.max_new_tokens is not None:
         limits["max_new_tokens"] = chosen.max_new_tokens
     return limits

@@ -42,17 +42,17 @@ class WriteOptions:
         temperature: 0 is greedy; above it, tokens are drawn.
         top_p: Draw from the likeliest tokens that have this probability together.
         seed: Of the drawing.
-        beams: 1 is no beam search.
+        num_beams: 1 is no beam search.
     """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    beams: int = 1
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
-        check_counts(self, "max_new_tokens", "beams")
+        check_counts(self, "max_new_tokens", "num_beams")
         if self.temperature < 0:
             raise RequestError(f"`temperature` is {self.temperature}", hint="0 or more", field="temperature")
         if not 0 < self.top_p <= 1:
@@ -172,7 +172,7 @@ def _write_one(model: Model, conversation: Conversation, row: int, chosen: Write
             f"row {row} has {ids.shape[1]} tokens with its parts, and the context is {limit}", field="inputs", row=row
         )
     room = chosen.max_new_tokens if limit is None else min(chosen.max_new_tokens, limit - ids.shape[1])
-    more: dict[str, Any] = {"max_new_tokens": room, "num_beams": chosen.beams}
+    more: dict[str, Any] = {"max_new_tokens": room, "num_beams": chosen.num_beams}
     more["do_sample"] = chosen.temperature > 0
     if chosen.temperature > 0:
         more |= {"temperature": chosen.temperature, "top_p": chosen.top_p}
