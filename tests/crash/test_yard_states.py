@@ -50,6 +50,10 @@ class YardStates(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.folder = Path(tempfile.mkdtemp(prefix="yard-states-"))
         self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        # First of all: where there is no PostgreSQL it skips the test, and nobody takes a patch back.
+        self.url = (
+            self.stack.enter_context(fresh_postgres()) if self.postgres else f"sqlite:///{self.folder}/catalog.db"
+        )
         patch = pytest.MonkeyPatch()
         self.stack.callback(patch.undo)
         # Every start is a process of its own, although all of them are this one.
@@ -57,9 +61,6 @@ class YardStates(RuleBasedStateMachine):
         self.owner = NOBODY
         patch.setattr(leases, "owner", lambda: self.owner)
         patch.setattr(leases, "is_alive", lambda text: text in self.living)
-        self.url = (
-            self.stack.enter_context(fresh_postgres()) if self.postgres else f"sqlite:///{self.folder}/catalog.db"
-        )
         self.now = datetime(2026, 11, 22, tzinfo=UTC)
         self.versions: dict[int, tuple[str, str]] = {}  # number: content, id
         self.deleted: set[int] = set()
