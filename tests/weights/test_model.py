@@ -303,6 +303,16 @@ def test_untrained_weights_warn_once_whoever_asks(tmp_path: Path) -> None:
     assert model.predict("hi", max_new_tokens=1) is not None
 
 
+def test_a_model_that_was_trained_since_it_was_loaded_warns_no_more(tmp_path: Path) -> None:
+    """One step on random weights in memory, and answers come without a warning."""
+    model = load(save_model(tmp_path), random=True)
+    ids = torch.tensor([[5, 6, 7]])
+    optimizer = torch.optim.SGD(model.train().model.parameters(), lr=0.1)
+    model.model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert model.eval().generate("hi", max_new_tokens=1) is not None
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [

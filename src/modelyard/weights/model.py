@@ -238,11 +238,15 @@ class Model:
         """
         if self.untrained is None or self._warned:
             return
-        from modelyard.weights.untrained import UntrainedWarning
+        from modelyard.weights.loading.compiled import plain_state
+        from modelyard.weights.untrained import UntrainedWarning, is_untrained
 
         self._warned = True
+        if not self.adapters and not is_untrained(self.untrained, plain_state(self.model)):
+            return  # it was trained since it was loaded
         what = "a head that was drawn at random" if self.untrained.kind == "head" else "random weights"
-        message = f"`{self.folder}` has {what}: train it before its answers mean anything"
+        name = self.version.name if self.version is not None else self.folder
+        message = f"`{name}` has {what}: train it before its answers mean anything"
         warnings.warn(message, UntrainedWarning, stacklevel=_outside())
 
     @contextmanager

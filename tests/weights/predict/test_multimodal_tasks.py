@@ -43,9 +43,9 @@ def rows_of(task: str, kind: str) -> list[Any]:
         ]
     if task.startswith("zero-shot"):
         return [
-            {"image": GIVEN, "labels": ["cat", "a lazy dog"]},
-            {"image": OTHER, "labels": ["cat", "a lazy dog"]},
-            {"image": OTHER, "labels": ["one", "two", "my card"]},
+            {"image": GIVEN, "candidate_labels": ["cat", "a lazy dog"]},
+            {"image": OTHER, "candidate_labels": ["cat", "a lazy dog"]},
+            {"image": OTHER, "candidate_labels": ["one", "two", "my card"]},
         ]
     if task == "retrieval":
         return [{"text": "where is my card?"}, {"image": OTHER}, {"text": "one", "images": [GIVEN, OTHER]}]
@@ -101,11 +101,11 @@ def test_zero_shot_labels_are_the_pipelines(kind: str) -> None:
     model = open_media("zero-shot-image-classification", kind)
     labels = ["cat", "dog", "a lazy fox"]
     theirs = pipeline_of("zero-shot-image-classification", model)(GIVEN, candidate_labels=labels)
-    ours = model.predict(GIVEN, labels=labels)
+    ours = model.predict(GIVEN, candidate_labels=labels)
     assert [one.label for one in ours.labels] == [one["label"] for one in theirs]
     assert [one.score for one in ours.labels] == pytest.approx([one["score"] for one in theirs], rel=1e-4, abs=1e-5)
-    assert ours == model.predict({"image": GIVEN, "labels": labels})
-    assert model.predict(GIVEN, labels=labels, template="{}") != ours
+    assert ours == model.predict({"image": GIVEN, "candidate_labels": labels})
+    assert model.predict(GIVEN, candidate_labels=labels, hypothesis_template="{}") != ours
 
 
 def test_zero_shot_objects_are_the_pipelines() -> None:
@@ -113,7 +113,7 @@ def test_zero_shot_objects_are_the_pipelines() -> None:
     model = open_media("zero-shot-object-detection")
     labels = ["cat", "a lazy dog"]
     theirs = pipeline_of("zero-shot-object-detection", model)(GIVEN, candidate_labels=labels, threshold=0.3)
-    ours = model.predict(GIVEN, labels=labels, threshold=0.3).objects
+    ours = model.predict(GIVEN, candidate_labels=labels, threshold=0.3).objects
     assert len(ours) == len(theirs) > 0
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.label == other["label"]
@@ -137,7 +137,7 @@ def test_grounded_objects_are_what_the_models_processor_decodes(tmp_path: Any) -
     theirs = model.processor.post_process_grounded_object_detection(
         outputs, given["input_ids"], threshold=0.2, text_threshold=0.2, target_sizes=[(40, 48)]
     )[0]
-    ours = model.predict(GIVEN, labels=["cat", "a lazy dog"], threshold=0.2).objects
+    ours = model.predict(GIVEN, candidate_labels=["cat", "a lazy dog"], threshold=0.2).objects
     wanted = sorted(zip(theirs["scores"].tolist(), theirs["text_labels"], strict=True), reverse=True)
     assert [one.label for one in ours] == [label for _, label in wanted]
     assert [one.score for one in ours] == pytest.approx([score for score, _ in wanted], rel=1e-4)
@@ -150,14 +150,17 @@ def test_labels_that_are_none_are_refused() -> None:
     model = open_media("zero-shot-image-classification")
     for row, options, words in (
         (GIVEN, {}, "row 0 has no labels"),
-        ({"image": GIVEN, "labels": ["cat", " "]}, {}, "row 0 has no labels"),
-        (GIVEN, {"labels": ["cat " * 40]}, "tokens and the model takes 24"),
-        (GIVEN, {"labels": ["cat"], "template": "photo"}, "template"),
-        (GIVEN, {"labels": ["cat"], "top_k": 0}, "top_k"),
+        ({"image": GIVEN, "candidate_labels": ["cat", " "]}, {}, "row 0 has no labels"),
+        (GIVEN, {"candidate_labels": ["cat " * 40]}, "tokens and the model takes 24"),
+        (GIVEN, {"candidate_labels": ["cat"], "hypothesis_template": "photo"}, "hypothesis_template"),
+        (GIVEN, {"candidate_labels": ["cat"], "top_k": 0}, "top_k"),
     ):
         with pytest.raises(RequestError, match=words):
             model.predict(row, **options)
-    assert model.predict(GIVEN, labels=["cat", "dog"], template="{a photo} of {}").label in {"cat", "dog"}
+    assert model.predict(GIVEN, candidate_labels=["cat", "dog"], hypothesis_template="{a photo} of {}").label in {
+        "cat",
+        "dog",
+    }
 
 
 def test_a_classifiers_answers_are_its_likeliest_labels() -> None:

@@ -1,6 +1,6 @@
 """Pictures judged by labels that are chosen at run time: the likeliest one, or where each of them is.
 
-A row is `{"image", "labels"}`; with the option `labels` a row may be a picture alone.
+A row is `{"image", "candidate_labels"}`; with the option `candidate_labels` a row may be a picture alone.
 """
 
 from __future__ import annotations
@@ -45,19 +45,21 @@ class ChooseOptions:
     """What `zero-shot-image-classification` takes.
 
     Attributes:
-        labels: To choose from, for rows that bring none.
-        template: What a label is written into, with `{}` for it.
+        candidate_labels: To choose from, for rows that bring none.
+        hypothesis_template: What a label is written into, with `{}` for it.
         top_k: Labels to give, the likeliest first; None for all.
     """
 
-    labels: Sequence[str] | None = None
-    template: str = "This is a photo of {}."
+    candidate_labels: Sequence[str] | None = None
+    hypothesis_template: str = "This is a photo of {}."
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if "{}" not in self.template:
+        if "{}" not in self.hypothesis_template:
             raise RequestError(
-                f"`template` is {self.template!r}", hint="write {} where the label goes", field="template"
+                f"`hypothesis_template` is {self.hypothesis_template!r}",
+                hint="write {} where the label goes",
+                field="hypothesis_template",
             )
         check_counts(self, "top_k")
 
@@ -67,11 +69,11 @@ class FindOptions:
     """What `zero-shot-object-detection` takes.
 
     Attributes:
-        labels: To look for, for rows that bring none.
+        candidate_labels: To look for, for rows that bring none.
         threshold: The lowest score of an object that is given.
     """
 
-    labels: Sequence[str] | None = None
+    candidate_labels: Sequence[str] | None = None
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
@@ -85,11 +87,11 @@ def choose(model: Model, rows: list[Any], options: PredictOptions) -> list[Class
         RequestError: A wrong option, or a row without picture or labels.
     """
     chosen = options.take(ChooseOptions)
-    items = _prepare(model, rows, chosen.labels)
+    items = _prepare(model, rows, chosen.candidate_labels)
     kind = core(model.model).config.model_type
     found: dict[int, Classification] = {}
     for labels in dict.fromkeys(item.note for item in items):
-        texts = _encode(model, [chosen.template.replace("{}", label) for label in labels], kind)
+        texts = _encode(model, [chosen.hypothesis_template.replace("{}", label) for label in labels], kind)
         for batch in grouped([item for item in items if item.note == labels], options.batch_size):
             outputs = forward(model, {**texts, **stack(batch)})
             logits = getattr(outputs, "logits_per_image", None)
@@ -108,7 +110,7 @@ def find(model: Model, rows: list[Any], options: PredictOptions) -> list[Detecti
         RequestError: A wrong option, or a row without picture or labels.
     """
     chosen = options.take(FindOptions)
-    items = _prepare(model, rows, chosen.labels, detect=True)
+    items = _prepare(model, rows, chosen.candidate_labels, detect=True)
     grounded = core(model.model).config.model_type in _GROUNDED
     # A row at a time: its labels are the other half of its batch, and models pad them to the longest.
     return [_find_grounded(model, item, chosen) if grounded else _find_each(model, item, chosen) for item in items]
@@ -155,13 +157,18 @@ def _find_grounded(model: Model, item: Prepared, chosen: FindOptions) -> Detecti
 def _prepare(model: Model, rows: list[Any], given: Sequence[str] | None, *, detect: bool = False) -> list[Prepared]:
     items = []
     for row, value in enumerate(rows):
-        fields = read_fields(value if isinstance(value, Mapping) else {"image": value}, row, ["image"], ["labels"])
-        labels = fields.get("labels", given)
+        fields = read_fields(
+            value if isinstance(value, Mapping) else {"image": value}, row, ["image"], ["candidate_labels"]
+        )
+        labels = fields.get("candidate_labels", given)
         labels = labels.split(",") if isinstance(labels, str) else labels
         cleaned = tuple(str(label).strip() for label in labels or ())
         if not cleaned or not all(cleaned):
             raise RequestError(
-                f"row {row} has no labels", hint='{"image": ..., "labels": ["cat", "dog"]}', field="inputs", row=row
+                f"row {row} has no labels",
+                hint='{"image": ..., "candidate_labels": ["cat", "dog"]}',
+                field="inputs",
+                row=row,
             )
         with named_row(row):
             picture = read_image(fields["image"])
@@ -183,6 +190,6 @@ def _encode(model: Model, texts: list[str], kind: str) -> dict[str, Any]:
     longest = made["input_ids"].shape[1]
     if limit is not None and longest > limit:
         raise RequestError(
-            f"a label has {longest} tokens and the model takes {limit}", hint="shorten it", field="labels"
+            f"a label has {longest} tokens and the model takes {limit}", hint="shorten it", field="candidate_labels"
         )
     return dict(made)
