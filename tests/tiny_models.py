@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,16 @@ VOCABULARY = 400
 TEXT = ["my card has not arrived", "where is my card", "the quick brown fox jumps over the lazy dog", "one two three"]
 
 
-@cache
 def make_tokenizer(template: str | None = TEMPLATE) -> Any:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries at most, with chat tokens; 256 of them are single bytes."""
+    """A byte-level BPE tokenizer of `VOCABULARY` entries at most, with chat tokens; 256 of them are single bytes.
+
+    The caller's own: a processor writes its class into the tokenizer that it is given.
+    """
+    return deepcopy(_train_tokenizer(template))
+
+
+@cache
+def _train_tokenizer(template: str | None) -> Any:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
