@@ -36,6 +36,16 @@ def test_a_folder_answers_as_the_version_does(yard: Callable[..., tuple[int, Any
     assert not (desk / "no-yard-here").exists()
 
 
+@pytest.mark.parametrize("command", ["generate", "tokenize", "predict"])
+def test_a_bare_name_of_a_folder_is_told_how_to_be_one(
+    command: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`yard generate model`, where `model` is a folder, says to write `./model`."""
+    monkeypatch.chdir(desk)
+    assert run([command, "model", "hi"]) == 2
+    assert "write `./model`" in capsys.readouterr().err
+
+
 def test_an_adapter_is_applied(
     yard: Callable[..., tuple[int, Any, dict[str, Any]]], desk: Path, tmp_path: Path
 ) -> None:

@@ -10,12 +10,13 @@ import errno
 import importlib
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelyard.cli import output
-from modelyard.errors import NoSpaceError, YardError, near_match
+from modelyard.errors import NoSpaceError, RefError, YardError, near_match
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,7 +169,14 @@ def _explain(error: Exception, as_json: bool, debug: bool) -> int:
     return INTERRUPTED if typed.code == "interrupted" else typed.exit_code
 
 
+def _is_here(name: object) -> bool:
+    """Whether what is no reference is the name of something in the current folder, whose path would begin with `./`."""
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) < 256 and Path(name).exists()
+
+
 def _typed(error: Exception) -> YardError:
+    if isinstance(error, RefError) and _is_here(error.details.get("given")):
+        error.hint = f"if the one that is here is meant, write `./{error.details['given']}`"
     if isinstance(error, YardError):
         return error
     if isinstance(error, BrokenPipeError):

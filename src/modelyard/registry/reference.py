@@ -118,4 +118,6 @@ def _refuse_others(text: str) -> None:
             hint="a reference is [datasets/]NAMESPACE/NAME[@REV]",
         )
     if "/" not in text.partition("@")[0]:
-        raise RefError(f"`{shown(text)}` is not a reference", hint="a reference is [datasets/]NAMESPACE/NAME[@REV]")
+        raise RefError(
+            f"`{shown(text)}` is not a reference", hint="a reference is [datasets/]NAMESPACE/NAME[@REV]", given=text
+        )
