@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from modelyard.cli.main import run
+from tiny_models import save_model
 
 Outcome = tuple[int, Any, dict[str, Any]]
 
@@ -69,3 +72,19 @@ def test_architectures(yard: Callable[..., Outcome]) -> None:
     assert "whisper" in {item["model_type"] for item in found["architectures"]}
     code, _, error = yard("architectures", "--modality", "smell")
     assert (code, error["code"]) == (2, "bad_request")
+
+
+def test_inspect_and_estimate_of_a_known_family_import_no_library(tmp_path: Path) -> None:
+    """What the figures of both commands rest on: neither torch nor transformers is imported for a Llama's folder."""
+    save_model(tmp_path / "llama")
+    code = (
+        "import sys\n"
+        "from modelyard.cli.main import run\n"
+        "for command in (['inspect'], ['estimate'], ['estimate', '--mode', 'lora']):\n"
+        "    assert run([command[0], sys.argv[1], *command[1:]]) == 0\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules), command\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "llama")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from modelyard.weights.estimate.checkpoint import Described, describe
 from modelyard.weights.estimate.closed import ClosedProfile, closed_profile
 from modelyard.weights.estimate.machine import OVERHEAD, find_machine
 from modelyard.weights.estimate.workload import DTYPES, Estimate, Machine, Mode, Option, Workload
-from modelyard.weights.tasks import task_of_architecture
+from modelyard.weights.inspection.classes import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,8 +101,9 @@ def _usual_length(config: Mapping[str, Any], new_tokens: int) -> int:
         return 2048
     listed = config.get("architectures")
     named = str(listed[0]) if isinstance(listed, list) and listed else ""
-    task = task_of_architecture(named)
-    behind = new_tokens if task is not None and task.name == "text-generation" else 0
+    behind = (
+        new_tokens if task_of(named) == "text-generation" else 0
+    )  # by the name: transformers takes seconds to import
     return min(2048, found[0] - behind if found[0] > behind else found[0])
 
 
