@@ -318,7 +318,7 @@ def main() -> None:
         for case in CASES:
             if chosen.only in case.name:
                 figures += compare(case, scratch, quick=chosen.quick)
-        seven, notes = ask_about_seven(scratch) if not chosen.only else ([], {})
+        seven, notes = ask_about_seven(scratch) if chosen.only in "7B-class folder" else ([], {})
     where = machine("torch", "transformers", "peft")
     report(where, figures + seven, quick=chosen.quick, as_json=chosen.json, notes=notes)
 

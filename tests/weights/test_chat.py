@@ -146,7 +146,7 @@ def test_a_control_token_that_only_the_normalizer_spells_is_refused() -> None:
     """Look-alike characters that become a control token when normalized are refused; harmless ones are text."""
     from tokenizers import AddedToken, normalizers
 
-    tokenizer = make_tokenizer(TEMPLATE)  # a fresh one: the cached one is shared
+    tokenizer = make_tokenizer()
     look_alike = user("\uff1cstop\uff1e")  # full-width angle brackets
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     assert chat.render(tokenizer, look_alike)
