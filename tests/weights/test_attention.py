@@ -68,6 +68,8 @@ def test_flex_is_accepted_where_a_compiler_is(folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers passes it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own compiler
 def test_flex_gives_the_same_logits(folder: Path) -> None:
     """Compiled flex attention agrees with eager within rounding, on a CPU too."""
     flex = logits(load(folder, attention="flex").model)
