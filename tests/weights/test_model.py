@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modelyard.errors import ModelError, RequestError
-from modelyard.weights.defaults import read_defaults
+from modelyard.weights.generation.defaults import read_defaults
 from modelyard.weights.load import load
 from modelyard.weights.model import Model
 from modelyard.weights.untrained import Untrained, UntrainedWarning

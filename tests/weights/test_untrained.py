@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from modelyard.errors import ModelError
-from modelyard.weights.casting import cast
+from modelyard.weights.convert.casting import cast
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.load import load
 from modelyard.weights.untrained import KEY, Untrained, find_untrained, mark

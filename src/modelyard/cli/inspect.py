@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelyard.weights.files import Files
+    from modelyard.weights.hub.remote import RemoteFiles
     from modelyard.weights.inspect import Inspection
-    from modelyard.weights.remote import RemoteFiles
 
 __all__ = ["architectures", "inspect", "source_files"]
 
@@ -32,7 +32,7 @@ def source_files(home: Home, source: str) -> Iterator[Files | Path]:
     A yard is opened only for a reference, so that a folder costs no more than its headers.
     """
     if source.startswith(("http://", "https://")):
-        from modelyard.weights.remote import RemoteFiles
+        from modelyard.weights.hub.remote import RemoteFiles
 
         with RemoteFiles(source) as remote:
             yield remote

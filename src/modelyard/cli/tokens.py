@@ -44,8 +44,8 @@ def tokenize(source: str, text: str | None, special: bool, chat: bool, home: Hom
       yard tokenize ./my-model "My card has not arrived" --no-special
       yard tokenize ./my-model "Hello" --chat --json
     """
-    from modelyard.weights import chat as chats
-    from modelyard.weights import vocabulary
+    from modelyard.weights.generation import chat as chats
+    from modelyard.weights.generation import vocabulary
 
     given = text if text is not None else read_text("text")
     with _tokenizer(home, source) as tokenizer:
@@ -89,7 +89,7 @@ def detokenize(source: str, ids: tuple[int, ...], special: bool, home: Home, as_
       yard detokenize team/intents@production 318 262 3797
       yard detokenize ./my-model 1 318 262 --no-special
     """
-    from modelyard.weights import vocabulary
+    from modelyard.weights.generation import vocabulary
 
     with _tokenizer(home, source) as tokenizer:
         text = vocabulary.detokenize(tokenizer, ids, skip_special=not special)
@@ -105,8 +105,8 @@ def _tokenizer(home: Home, source: str) -> Iterator[Any]:
     """The tokenizer of a version, a folder, a .gguf file or a hub's model."""
     from modelyard import app
     from modelyard.weights import hub
+    from modelyard.weights.generation.vocabulary import load_tokenizer
     from modelyard.weights.sources import source_form
-    from modelyard.weights.vocabulary import load_tokenizer
 
     form = source_form(source)
     if form == "path":

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from modelyard.engine.base import Capabilities, EngineRequest, Event, Failed, Finished, Stats, Token, Usage
 from modelyard.engine.scheduler import Scheduler
 from modelyard.errors import BusyError, InternalError, ModelError, YardError
-from modelyard.weights.chat import has_template
-from modelyard.weights.generation import Generation, GenerationParams, Progress
+from modelyard.weights.generation.chat import has_template
+from modelyard.weights.generation.loop import Generation, GenerationParams, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

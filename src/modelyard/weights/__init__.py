@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from modelyard.weights.files import Files, FolderFiles
 
 if TYPE_CHECKING:
-    from modelyard.weights.casting import cast
     from modelyard.weights.checks import check_model, check_weights
-    from modelyard.weights.completions import Completion
     from modelyard.weights.convert import convert_pickle
+    from modelyard.weights.convert.casting import cast
     from modelyard.weights.doctor import Finding, diagnose
-    from modelyard.weights.generation import GenerationParams
+    from modelyard.weights.generation.completions import Completion
+    from modelyard.weights.generation.loop import GenerationParams
+    from modelyard.weights.generation.vocabulary import Piece
     from modelyard.weights.headers import Header, TensorInfo, read_header
     from modelyard.weights.inspect import Inspection
     from modelyard.weights.loading.configs import load_config, save_config
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from modelyard.weights.merge import MergeCertificate, merge_lora
     from modelyard.weights.model import Model
     from modelyard.weights.untrained import Untrained, UntrainedWarning, find_untrained
-    from modelyard.weights.vocabulary import Piece
 
 __all__ = [
     "Completion",
@@ -65,19 +65,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "Completion": "completions",
+    "Completion": "generation.completions",
     "Finding": "doctor",
-    "GenerationParams": "generation",
+    "GenerationParams": "generation.loop",
     "Header": "headers",
     "Inspection": "inspect",
     "LoadPlan": "loading.plan",
     "MergeCertificate": "merge",
     "Model": "model",
-    "Piece": "vocabulary",
+    "Piece": "generation.vocabulary",
     "TensorInfo": "headers",
     "Untrained": "untrained",
     "UntrainedWarning": "untrained",
-    "cast": "casting",
+    "cast": "convert",
     "check_model": "checks",
     "check_weights": "checks",
     "convert_pickle": "convert",

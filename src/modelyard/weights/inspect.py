@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modelyard.weights.checks import read_json
 from modelyard.weights.filenames import TOKENIZER_FILES
 from modelyard.weights.files import Files, FolderFiles
+from modelyard.weights.hub.ranges import read_header_of
 from modelyard.weights.inspection.classes import task_of
 from modelyard.weights.inspection.counting import Stored, count_tensors
 from modelyard.weights.inspection.facts import (
@@ -31,7 +32,6 @@ from modelyard.weights.inspection.facts import (
 )
 from modelyard.weights.inspection.gguf_facts import GgufFacts, read_gguf_facts
 from modelyard.weights.inspection.tree import Module, make_tree
-from modelyard.weights.ranges import read_header_of
 from modelyard.weights.tasks import ADAPTER_TASKS
 
 if TYPE_CHECKING:

@@ -18,12 +18,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
-from modelyard.weights import chat, completions, vocabulary
-from modelyard.weights.completions import Completion
-from modelyard.weights.decoder import Decoder
-from modelyard.weights.defaults import read_defaults
-from modelyard.weights.generation import Generation, GenerationDefaults, check_context, resolve_params
-from modelyard.weights.prompts import Given, Prompt, read_prompt
+from modelyard.weights.generation import chat, completions, vocabulary
+from modelyard.weights.generation.completions import Completion
+from modelyard.weights.generation.decoder import Decoder
+from modelyard.weights.generation.defaults import read_defaults
+from modelyard.weights.generation.loop import (
+    Generation,
+    GenerationDefaults,
+    check_context,
+    resolve_params,
+)
+from modelyard.weights.generation.prompts import Given, Prompt, read_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path

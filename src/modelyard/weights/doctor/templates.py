@@ -32,7 +32,7 @@ __all__ = ["LIMITS", "Rendered", "answer_end", "examine_templates", "find_templa
 LIMITS: Mapping[str, int] = {"seconds": 1, "memory": 512 << 20, "output": 8 << 20}
 """What rendering may take: processor seconds, bytes of address space, bytes of text."""
 
-_WORKER = Path(__file__).parent.with_name("_template_worker.py")
+_WORKER = Path(__file__).parent.parent / "generation" / "_template_worker.py"
 _CLOCK = 60.0  # seconds on the clock: a busy machine is no fault of the template
 _TEXT_LIMIT = 4 << 20
 _MOST = 16  # templates that are rendered, of one checkpoint

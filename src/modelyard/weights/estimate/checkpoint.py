@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import Files, FolderFiles, show_name
-from modelyard.weights.ranges import read_header_of
+from modelyard.weights.hub.ranges import read_header_of
 
 if TYPE_CHECKING:
     from modelyard.weights.headers import TensorInfo

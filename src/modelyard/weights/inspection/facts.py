@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.weights.checks import read_json
 from modelyard.weights.filenames import TOKENIZER_FILES
 from modelyard.weights.files import show_name
-from modelyard.weights.ranges import Ranged
+from modelyard.weights.hub.ranges import Ranged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

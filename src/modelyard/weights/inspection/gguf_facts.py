@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.weights.gguf import GgufHeader, parse_gguf
+from modelyard.weights.hub.ranges import Ranged, open_stream
 from modelyard.weights.inspection.counting import Stored
-from modelyard.weights.ranges import Ranged, open_stream
 
 if TYPE_CHECKING:
     from modelyard.weights.files import Files

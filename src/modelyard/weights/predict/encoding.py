@@ -111,7 +111,7 @@ def find_limit(model: Model) -> int | None:
     The smaller of what its position embeddings hold (RoBERTa and its kin leave their first ones unused) and what the
     tokenizer was saved with.
     """
-    from modelyard.weights.defaults import read_context
+    from modelyard.weights.generation.defaults import read_context
 
     inner = core(model.model)
     said = getattr(model.tokenizer, "model_max_length", None)
@@ -126,7 +126,7 @@ def find_limit(model: Model) -> int | None:
 
 def find_room(model: Model) -> int | None:
     """Most tokens that the decoder of an encoder-decoder has positions for; None where positions are relative."""
-    from modelyard.weights.defaults import read_context
+    from modelyard.weights.generation.defaults import read_context
 
     config = core(model.model).config
     return None if config.model_type in _RELATIVE else read_context(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import RequestError, near_match
-from modelyard.weights import chat
+from modelyard.weights.generation import chat
 from modelyard.weights.media import read_audio, read_image, read_video
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import refuse_windows, to_device

@@ -1,0 +1,1 @@
+"""Writing text: chat templates, prompts, the decoding loop, transformers' own loop, streams, tokens and pieces."""
