@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["carried_files", "is_carried"]
 
 _LEFT = frozenset({
-    "adapter_config.json", "all_results.json", "eval_results.json", "train_results.json", "trainer_state.json",
+    "adapter_config.json", "all_results.json", "certificate.json", "eval_results.json", "train_results.json",
+    "trainer_state.json",
 })  # fmt: skip
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _LEGAL = ("license", "licence", "notice", "copying", "use_policy")
