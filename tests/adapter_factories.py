@@ -178,11 +178,12 @@ def quantized(method: str) -> Callable[[Path], Made]:
         # bitsandbytes packs blocks of 64: wider than the other bases, or nothing would be quantized.
         model = bases.llama(hidden_size=64, intermediate_size=64).to(torch.bfloat16)
         model.save_pretrained(folder / "original")
+        bits: Any = transformers.BitsAndBytesConfig
         options: Any = {
-            "bnb-4bit": lambda: transformers.BitsAndBytesConfig(
+            "bnb-4bit": lambda: bits(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
             ),
-            "bnb-8bit": lambda: transformers.BitsAndBytesConfig(load_in_8bit=True),
+            "bnb-8bit": lambda: bits(load_in_8bit=True),
             "torchao": _int8_weights,
         }
         quantized: Any = transformers.LlamaForCausalLM.from_pretrained(
