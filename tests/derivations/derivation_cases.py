@@ -12,16 +12,20 @@ import numpy as np
 from modelyard.derivations import (
     STORAGE,
     Operands,
+    Tally,
     apply_cast,
     apply_dare,
+    apply_dare_2,
     apply_linear,
     apply_lora,
     apply_ties,
+    apply_ties_2,
     lora_scale,
 )
 
 GOLDEN: dict[str, str] = json.loads(Path(__file__).with_name("golden.json").read_text("utf-8"))["digests"]
 WEIGHTS, DENSITY, SEED, NAME = (0.5, 0.75, -0.25), 0.3, 42, "layer.weight"
+KEPT, DENSITIES, SCALE = (672, 1000, 2240), (0.3, 0.5, 1.0), 0.75
 
 
 def numbers(seed: str, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -67,6 +71,13 @@ def golden_digests(**how: int) -> dict[str, str]:
         made[f"linear/1 {dtype}"] = digest(apply_linear(operands(dtype, with_base=False), dtype, **how))
         made[f"ties/1 {dtype}"] = digest(apply_ties(operands(dtype), DENSITY, dtype, **how))
         made[f"dare/1 {dtype}"] = digest(apply_dare(operands(dtype), DENSITY, dtype, seed=SEED, name=NAME, **how))
+        ties_2 = apply_ties_2(operands(dtype), KEPT, dtype, tally=Tally(scale=SCALE), **how)
+        made[f"ties/2 {dtype}"] = digest(ties_2)
+        for elect in (True, False):
+            tally = Tally(elect, normalize=not elect, scale=SCALE)
+            drawn: dict[str, Any] = {"seed": SEED, "name": NAME, "tally": tally, **how}
+            dare_2 = apply_dare_2(operands(dtype), DENSITIES, dtype, **drawn)
+            made[f"dare/2 {dtype}{'' if elect else ' unelected'}"] = digest(dare_2)
     return made
 
 

@@ -43,9 +43,13 @@ def linear(sources: Sequence[Sequence[np.float32]], weights: Sequence[np.float32
 
 
 def trimmed(changes: Sequence[np.float32], density: np.float32) -> list[np.float32]:
+    """The k largest of the changes, k by a density; the others +0."""
+    return largest(changes, max(1, (Fraction(float(density)) * len(changes) * 2 + 1) // 2))
+
+
+def largest(changes: Sequence[np.float32], k: int) -> list[np.float32]:
     """The k largest of the changes; the others +0."""
     n = len(changes)
-    k = max(1, (Fraction(float(density)) * n * 2 + 1) // 2)
     kept = sorted(range(n), key=lambda e: (-abs(float(changes[e])), e))[:k]
     return [changes[e] if e in set(kept) else F(0) for e in range(n)]
 
@@ -106,4 +110,47 @@ def dare(
             if Fraction(word, 2**32) < Fraction(float(density)):
                 acc = F(acc + F(weights[i] * F(rescale * change)))
         out.append(F(value + acc))
+    return out
+
+
+def elected(
+    base: Sequence[np.float32],
+    thinned: Sequence[Sequence[np.float32]],
+    weights: Sequence[np.float32],
+    *,
+    elect: bool,
+    normalize: bool,
+    scale: np.float32,
+) -> list[np.float32]:
+    """What `ties/2` and `dare/2` share, before the last rounding; a NaN is where they refuse."""
+    out = []
+    for e, start in enumerate(base):
+        terms = [F(weight * change[e]) for weight, change in zip(weights, thinned, strict=True)]
+        total = F(0)
+        for term in terms:
+            total = F(total + term)
+        acc, divisor = F(0), F(0)
+        for weight, term in zip(weights, terms, strict=True):
+            if not elect or (term > 0 and total >= 0) or (term < 0 and not total >= 0):
+                acc, divisor = F(acc + term), F(divisor + weight)
+        if normalize:
+            acc = F(acc / (divisor if divisor != 0 else F(1)))
+        refused = elect and np.isnan(total)
+        out.append(F(np.nan) if refused else F(start + F(scale * acc)))
+    return out
+
+
+def thinned_at_random(
+    changes: Sequence[np.float32], model: int, density: np.float32, *, seed: int, name: str, element: int, rescale: bool
+) -> list[np.float32]:
+    """The changes of one model that `dare/2` keeps, rescaled; the others +0, but where a change is NaN."""
+    start = blake3.blake3(seed.to_bytes(8, "little") + name.encode("utf-8")).digest()[:8]
+    key = [int.from_bytes(start[:4], "little"), int.from_bytes(start[4:], "little")]
+    factor = F(1.0 / float(density)) if rescale else F(1)
+    out = []
+    for place, change in enumerate(changes):
+        e = element + place
+        word = philox([e // 4 % 2**32, e // 4 // 2**32, model, 0], key)[e % 4]
+        kept = Fraction(word, 2**32) < Fraction(float(density))
+        out.append(F(factor * change) if kept or np.isnan(change) else F(0))
     return out

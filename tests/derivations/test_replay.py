@@ -11,20 +11,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from derivations.derivation_cases import DENSITY, NAME, SEED, WEIGHTS, inputs, numbers, operands
+from derivations.derivation_cases import (
+    DENSITIES,
+    DENSITY,
+    KEPT,
+    NAME,
+    SCALE,
+    SEED,
+    WEIGHTS,
+    inputs,
+    numbers,
+    operands,
+)
 from modelyard.derivations import (
     STORAGE,
+    Tally,
     apply_cast,
     apply_dare,
+    apply_dare_2,
     apply_linear,
     apply_lora,
     apply_ties,
+    apply_ties_2,
     cast_params,
+    dare_2_params,
     dare_params,
     linear_params,
     lora_params,
     lora_scale,
     replay,
+    ties_2_params,
     ties_params,
 )
 from modelyard.errors import InputError, IntegrityError, YardError
@@ -57,6 +73,22 @@ def case(operation: str) -> tuple[dict[str, Any], dict[str, bytes], int]:
     if operation == "ties/1":
         params = ties_params(FROM, WEIGHTS, "BF16", base_dtype="BF16", density=DENSITY)
         return params, buffers(base="BF16"), size
+    if operation == "ties/2":
+        params = ties_2_params(FROM, WEIGHTS, "BF16", base_dtype="BF16", kept=KEPT, tally=Tally(scale=SCALE))
+        return params, buffers(base="BF16"), size
+    if operation == "dare/2":
+        params = dare_2_params(
+            FROM,
+            WEIGHTS,
+            "BF16",
+            base_dtype="BF16",
+            densities=DENSITIES,
+            seed=SEED,
+            name=NAME,
+            rescale=False,
+            tally=Tally(),
+        )
+        return params, buffers(base="BF16"), size
     params = dare_params(FROM, WEIGHTS, "BF16", base_dtype="BF16", density=DENSITY, seed=SEED, name=NAME)
     return params, buffers(base="BF16"), size
 
@@ -72,10 +104,15 @@ def wanted(operation: str) -> bytes:
         return apply_linear(operands("BF16", with_base=False), "BF16").tobytes()
     if operation == "ties/1":
         return apply_ties(operands("BF16"), DENSITY, "BF16").tobytes()
+    if operation == "ties/2":
+        return apply_ties_2(operands("BF16"), KEPT, "BF16", tally=Tally(scale=SCALE)).tobytes()
+    if operation == "dare/2":
+        made = apply_dare_2(operands("BF16"), DENSITIES, "BF16", seed=SEED, name=NAME, rescale=False, tally=Tally())
+        return made.tobytes()
     return apply_dare(operands("BF16"), DENSITY, "BF16", seed=SEED, name=NAME).tobytes()
 
 
-ALL = ["lora/1", "cast/1", "linear/1", "ties/1", "dare/1"]
+ALL = ["lora/1", "cast/1", "linear/1", "ties/1", "dare/1", "ties/2", "dare/2"]
 
 
 @pytest.mark.parametrize("operation", ALL)
@@ -176,6 +213,19 @@ HOSTILE = [
     ("dare/1", {"element": -1}),
     ("dare/1", {"element": 2**53}),
     ("dare/1", {"density": "7f800000"}),
+    ("ties/2", {"kept": [1, 2]}),
+    ("ties/2", {"kept": [1, 2, 2241]}),
+    ("ties/2", {"kept": [1, 2, -1]}),
+    ("ties/2", {"kept": 672}),
+    ("ties/2", {"normalize": 2}),
+    ("ties/2", {"scale": 1.0}),
+    ("ties/2", {"scale": "7f800000"}),
+    ("dare/2", {"densities": ["3f800000"] * 2}),
+    ("dare/2", {"densities": ["00000000"] * 3}),
+    ("dare/2", {"densities": "3f800000"}),
+    ("dare/2", {"rescale": True}),
+    ("dare/2", {"elect": 2}),
+    ("dare/2", {"element": -1}),
 ]
 
 

@@ -12,11 +12,20 @@ array([[ 7., 13.]], dtype=float32)
 
 from modelyard.derivations.cast import apply_cast
 from modelyard.derivations.dare import apply_dare, dare_key
+from modelyard.derivations.election import Tally, apply_dare_2, apply_ties_2
 from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import Lora, apply_lora, lora_scale
 from modelyard.derivations.numbers import STORAGE, Workspace, check_arithmetic
 from modelyard.derivations.operands import Operands
-from modelyard.derivations.params import cast_params, dare_params, linear_params, lora_params, ties_params
+from modelyard.derivations.params import (
+    cast_params,
+    dare_2_params,
+    dare_params,
+    linear_params,
+    lora_params,
+    ties_2_params,
+    ties_params,
+)
 from modelyard.derivations.replay import replay
 from modelyard.derivations.ties import apply_ties
 
@@ -25,22 +34,27 @@ __all__ = [
     "STORAGE",
     "Lora",
     "Operands",
+    "Tally",
     "Workspace",
     "apply_cast",
     "apply_dare",
+    "apply_dare_2",
     "apply_linear",
     "apply_lora",
     "apply_ties",
+    "apply_ties_2",
     "cast_params",
     "check_arithmetic",
+    "dare_2_params",
     "dare_key",
     "dare_params",
     "linear_params",
     "lora_params",
     "lora_scale",
     "replay",
+    "ties_2_params",
     "ties_params",
 ]
 
-OPERATIONS = ("lora/1", "cast/1", "linear/1", "ties/1", "dare/1")
+OPERATIONS = ("lora/1", "cast/1", "linear/1", "ties/1", "dare/1", "ties/2", "dare/2")
 """The operations that exist, by name and version."""

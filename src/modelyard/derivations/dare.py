@@ -41,6 +41,7 @@ from modelyard.errors import InputError
 __all__ = ["apply_dare", "dare_key"]
 
 _MOST_SEED = 2**53 - 1
+_ALL = np.uint32(2**32 - 1)
 
 
 def dare_key(seed: int, name: str) -> tuple[int, int]:
@@ -103,9 +104,10 @@ def apply_dare(
                     operands.difference(model, first, last, values, terms)
                     np.multiply(terms, rescale, out=terms)
                     np.multiply(terms, weight, out=terms)
-                    words = draw_words(key, element + first, element + last, model)
-                    # A dropped term is +0, which changes no sum here: one that starts at +0 is never -0.
-                    np.copyto(terms, np.float32(0), where=words > highest)
+                    if highest != _ALL:  # else every word is kept, and none need be drawn
+                        words = draw_words(key, element + first, element + last, model)
+                        # A dropped term is +0, which changes no sum here: one that starts at +0 is never -0.
+                        np.copyto(terms, np.float32(0), where=words > highest)
                     np.add(sums, terms, out=sums)
                 np.add(values, sums, out=values)
                 check_range(values, to)

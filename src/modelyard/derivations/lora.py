@@ -112,13 +112,20 @@ class Lora:
         return overflow
 
     def _block(self, base: Array, out: Array, row: int, column: int, workspace: Workspace) -> bool:
+        values = self.sum_block(base, row, column, workspace)
+        overflow = check_range(values, self.dtype)
+        narrow(values, self.dtype, out, workspace)
+        return overflow
+
+    def sum_block(self, base: Array, row: int, column: int, workspace: Workspace) -> Floats:
+        """`W + acc` of a block whose first element is (row, column), before it is rounded: in `workspace.values`.
+
+        Called within `numbers.arithmetic`; the block has at most `workspace.elements` elements.
+        """
         rows, columns = base.shape
         left = self._left[row : row + rows]
         right = self._right[:, column : column + columns]
-        sums, terms, values = (
-            scratch[: rows * columns].reshape(rows, columns)
-            for scratch in (workspace.sums, workspace.terms, workspace.values)
-        )
+        sums, terms, values = (part.reshape(rows, columns) for part in workspace.part(rows * columns))
         np.multiply(left[:, :1], right[:1], out=sums)
         for k in range(1, right.shape[0]):
             np.multiply(left[:, k : k + 1], right[k : k + 1], out=terms)
@@ -127,9 +134,7 @@ class Lora:
         np.add(sums, np.float32(0), out=sums)
         widen(base, self.dtype, values)
         np.add(values, sums, out=values)
-        overflow = check_range(values, self.dtype)
-        narrow(values, self.dtype, out, workspace)
-        return overflow
+        return values
 
 
 def apply_lora(

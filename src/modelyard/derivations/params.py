@@ -23,13 +23,17 @@ from modelyard.errors import InputError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from modelyard.derivations.election import Tally
+
 __all__ = [
     "Params",
     "binary32_text",
     "cast_params",
+    "dare_2_params",
     "dare_params",
     "linear_params",
     "lora_params",
+    "ties_2_params",
     "ties_params",
 ]
 
@@ -168,6 +172,72 @@ def dare_params(
     return made | {"seed": seed, "name": name, "element": element}
 
 
+def ties_2_params(
+    from_: Sequence[str],
+    weights: Sequence[float | np.float32],
+    to: str,
+    *,
+    base_dtype: str,
+    kept: Sequence[int],
+    tally: Tally,
+) -> dict[str, Any]:
+    """Params of `ties/2`, without `roles` (which are `base`, `x0`, `x1`, ..., each a whole tensor).
+
+    Args:
+        from_: The models' dtypes.
+        weights: One for each, rounded to binary32.
+        to: The result's dtype.
+        base_dtype: The base's.
+        kept: How many changes of each model are kept.
+        tally: How they become one; elects always.
+
+    Raises:
+        InputError: `bad_number`.
+    """
+    made = linear_params(from_, weights, to) | {"operation": "ties/2", "base_dtype": base_dtype, "kept": list(kept)}
+    return made | {"normalize": int(tally.normalize), "scale": binary32_text(tally.scale)}
+
+
+def dare_2_params(
+    from_: Sequence[str],
+    weights: Sequence[float | np.float32],
+    to: str,
+    *,
+    base_dtype: str,
+    densities: Sequence[float],
+    seed: int,
+    name: str,
+    rescale: bool,
+    tally: Tally,
+    element: int = 0,
+) -> dict[str, Any]:
+    """Params of `dare/2`, without `roles` (which are `base`, `x0`, `x1`, ...).
+
+    Args:
+        from_: The models' dtypes.
+        weights: One for each, rounded to binary32.
+        to: The result's dtype.
+        base_dtype: The base's.
+        densities: The share of each model's changes that is kept, rounded to binary32.
+        seed: 0 to 2^53 - 1.
+        name: The tensor's name.
+        rescale: What is kept is divided by the density.
+        tally: How the changes become one.
+        element: The flat index in the tensor of the segment's first element.
+
+    Raises:
+        InputError: `bad_number` or `bad_density`.
+    """
+    made = linear_params(from_, weights, to) | {"operation": "dare/2", "base_dtype": base_dtype}
+    made["densities"] = [binary32_text(float(check_density(density))) for density in densities]
+    made |= {"seed": seed, "name": name, "element": element, "rescale": int(rescale)}
+    return made | {
+        "elect": int(tally.elect),
+        "normalize": int(tally.normalize),
+        "scale": binary32_text(tally.scale),
+    }
+
+
 class Params:
     """The params of one derived segment, read value by value.
 
@@ -219,6 +289,21 @@ class Params:
             return check_density(float(self.number("density")))
         except InputError as error:
             raise self.refuse(error.message) from error
+
+    def densities(self, count: int) -> list[float]:
+        """A list of `count` such numbers under `densities`."""
+        try:
+            return [float(check_density(float(number))) for number in self.numbers("densities", count)]
+        except InputError as error:
+            raise self.refuse(error.message) from error
+
+    def integers(self, key: str, count: int, most: int) -> list[int]:
+        """A list of `count` integers from 0 to `most`."""
+        return [self._integer(value, key, 0, most) for value in self._list(key, count)]
+
+    def flag(self, key: str) -> bool:
+        """0 or 1."""
+        return bool(self.integer(key, 0, 1))
 
     def _list(self, key: str, count: int) -> list[Any]:
         value = self._params.get(key)

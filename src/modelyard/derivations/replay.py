@@ -17,21 +17,33 @@ import numpy as np
 
 from modelyard.derivations.cast import apply_cast
 from modelyard.derivations.dare import apply_dare
+from modelyard.derivations.election import Tally, apply_dare_2, apply_ties_2
 from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import apply_lora
 from modelyard.derivations.numbers import STORAGE, Array
 from modelyard.derivations.operands import Operands
-from modelyard.derivations.params import Params, cast_params, dare_params, linear_params, lora_params, ties_params
+from modelyard.derivations.params import (
+    Params,
+    cast_params,
+    dare_2_params,
+    dare_params,
+    linear_params,
+    lora_params,
+    ties_2_params,
+    ties_params,
+)
 from modelyard.derivations.ties import apply_ties
 from modelyard.errors import IntegrityError
 
 __all__ = [
     "MAX_SEGMENT",
     "cast_params",
+    "dare_2_params",
     "dare_params",
     "linear_params",
     "lora_params",
     "replay",
+    "ties_2_params",
     "ties_params",
 ]
 
@@ -143,6 +155,30 @@ def _replay_dare(read: Params, roles: Roles, size: int, threads: int) -> bytes:
     return made.tobytes()
 
 
+def _replay_ties_2(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    operands = _read_operands(read, roles, size, with_base=True)
+    kept = read.integers("kept", operands.count, operands.elements)
+    tally = Tally(normalize=read.flag("normalize"), scale=float(read.number("scale")))
+    return apply_ties_2(operands, kept, read.dtype(), tally=tally, threads=threads).tobytes()
+
+
+def _replay_dare_2(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    operands = _read_operands(read, roles, size, with_base=True)
+    tally = Tally(read.flag("elect"), read.flag("normalize"), float(read.number("scale")))
+    made = apply_dare_2(
+        operands,
+        read.densities(operands.count),
+        read.dtype(),
+        seed=read.integer("seed"),
+        name=read.name(),
+        rescale=read.flag("rescale"),
+        tally=tally,
+        element=read.integer("element"),
+        threads=threads,
+    )
+    return made.tobytes()
+
+
 def _read_operands(read: Params, roles: Roles, size: int, *, with_base: bool = False) -> Operands:
     to = read.dtype()
     elements = size // STORAGE[to].itemsize
@@ -167,4 +203,6 @@ _OPERATIONS: Mapping[str, Callable[[Params, Roles, int, int], bytes]] = {
     "linear/1": _replay_linear,
     "ties/1": _replay_ties,
     "dare/1": _replay_dare,
+    "ties/2": _replay_ties_2,
+    "dare/2": _replay_dare_2,
 }

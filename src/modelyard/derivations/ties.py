@@ -40,7 +40,7 @@ from modelyard.errors import InternalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["apply_ties", "count_kept"]
+__all__ = ["Trim", "apply_ties", "count_kept", "drop_trimmed", "find_trim"]
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _HALF = np.uint32(16)
@@ -84,7 +84,7 @@ def apply_ties(
         InputError: `bad_density`, `unsupported_dtype`, `nan_result`, `flush_to_zero`.
     """
     kept = count_kept(density, operands.elements)
-    trims = [_find_trim(operands, model, kept, block_elements, threads) for model in range(operands.count)]
+    trims = [find_trim(operands, model, kept, block_elements, threads) for model in range(operands.count)]
     out = np.empty(operands.elements, storage(to))
 
     def work(start: int, end: int) -> None:
@@ -102,7 +102,7 @@ def apply_ties(
     return out.reshape(operands.shape)
 
 
-def _find_trim(operands: Operands, model: int, kept: int, block_elements: int, threads: int) -> Trim:
+def find_trim(operands: Operands, model: int, kept: int, block_elements: int, threads: int) -> Trim:
     """The edge above and at which `kept` changes lie, and where those at the edge run out."""
     if kept == operands.elements:
         _count(operands, model, block_elements, threads, lambda bits: bits[:0])  # for its refusal of a NaN
@@ -121,6 +121,15 @@ def _find_trim(operands: Operands, model: int, kept: int, block_elements: int, t
             return Trim(edge, first + int(equal[left - 1]) + 1)
         left -= len(equal)
     raise InternalError("fewer changes lie at the edge of a TIES trim than were counted")
+
+
+def drop_trimmed(change: Floats, start: int, trim: Trim) -> None:
+    """Make +0 what a trim does not keep of the changes from element `start` on, which changes no sum that starts at +0."""
+    bits = change.view(np.uint32) & _MAGNITUDE
+    dropped = bits < trim.edge
+    after = max(trim.end - start, 0)
+    dropped[after:] |= bits[after:] == trim.edge
+    np.copyto(change, np.float32(0), where=dropped)
 
 
 def _find_bucket(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
@@ -175,12 +184,7 @@ def _merge_block(
     sums[:] = 0
     for model, (trim, change) in enumerate(zip(trims, changes, strict=True)):
         operands.difference(model, start, end, values, change)
-        bits = change.view(np.uint32) & _MAGNITUDE
-        dropped = bits < trim.edge
-        after = max(trim.end - start, 0)
-        dropped[after:] |= bits[after:] == trim.edge
-        # What is trimmed becomes +0, which changes no sum here: one that starts at +0 is never -0.
-        np.copyto(change, np.float32(0), where=dropped)
+        drop_trimmed(change, start, trim)
         np.add(sums, change, out=sums)
     check_range(sums, "F32")  # infinities of both signs elect nothing
     negative = sums < 0
