@@ -20,13 +20,23 @@ if TYPE_CHECKING:
     from modelyard.catalog import Catalog
     from modelyard.catalog.move import Moved
     from modelyard.registry import Verdict, Yard
+    from modelyard.registry.merging import Bench
     from modelyard.registry.rebuild import Rebuilt
     from modelyard.settings import Places, Settings
     from modelyard.store import LocalStore
     from modelyard.store.s3 import S3Store
     from modelyard.weights.model import Model
 
-__all__ = ["catalog_of", "hub_access", "load", "move_catalog", "open_yard", "rebuild_catalog", "upgrade_catalog"]
+__all__ = [
+    "catalog_of",
+    "hub_access",
+    "load",
+    "move_catalog",
+    "open_bench",
+    "open_yard",
+    "rebuild_catalog",
+    "upgrade_catalog",
+]
 
 
 def open_yard(settings: Settings, create: bool = False) -> Yard:
@@ -134,6 +144,17 @@ def load(settings: Settings, source: Path | str, **options: Any) -> Model:
         from modelyard.weights.load import load as load_folder
 
         return load_folder(found, **given)
+
+
+def open_bench(settings: Settings) -> Bench:
+    """What makes new weights from folders and hubs' models, to folders: no yard is opened or made."""
+    from modelyard.registry.merging import Bench
+    from modelyard.weights import hub
+
+    def fetch(source: str, **options: Any) -> Path:
+        return hub.fetch(source, **{**hub_access(settings), **options})
+
+    return Bench(fetch)
 
 
 _HUB_OPTIONS = ("cache_dir", "revision", "token", "offline")

@@ -13,7 +13,7 @@ import pytest
 from modelyard.errors import BusyError, InputError, InternalError
 from modelyard.recipes.fingerprints import Fingerprints
 from modelyard.recipes.keys import Inputs, changes, installed
-from modelyard.recipes.locks import hold
+from modelyard.registry.locks import hold
 from modelyard.recipes.memory import Memory
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     """A second process is told which process holds the lock; `kill -9` of the holder frees it."""
     path = tmp_path / "locks" / "x.lock"
     code = (
-        "import sys, time; from pathlib import Path; from modelyard.recipes.locks import hold\n"
+        "import sys, time; from pathlib import Path; from modelyard.registry.locks import hold\n"
         f"with hold(Path({str(path)!r}), 'it'):\n print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -194,7 +194,7 @@ def _list_versions(yard: Yard, repo: str, deleted: bool, where: dict[str, str], 
 @with_yard
 @with_json
 def show(reference: str, home: Home, as_json: bool) -> None:
-    """Show one version: what it is, its files, what it was made from, its reports and refs.
+    """Show one version: what it is, its files, what it was made from, how and how well, its reports and refs.
 
     \b
     Example:
@@ -204,9 +204,11 @@ def show(reference: str, home: Home, as_json: bool) -> None:
     version = yard.resolve(reference)
     refs = [ref.name for ref in yard.refs(version.repo_text) if ref.version == version.id]
     reports = yard.reports(version)
+    certificates = yard.certificates(version)
     untrained = yard.untrained(version)
     if as_json:
         plain = {**version.to_dict(), "refs": refs, "reports": [_report_json(report) for report in reports]}
+        plain["certificates"] = certificates
         marked = {"kind": untrained.kind, "tensors": untrained.tensors, "seed": untrained.seed} if untrained else None
         output.json_object({**plain, "untrained": marked})
         return
@@ -225,12 +227,23 @@ def show(reference: str, home: Home, as_json: bool) -> None:
         output.data(f"{edge.type:<9} {known[0] if known else edge.version.short}")
     for report in reports:
         output.data(f"report    {_report_line(report)}")
+    for certificate in certificates:
+        _show_certificate(certificate)
     for key, value in sorted(version.metadata.items()):
         output.data(f"metadata  {key}={value}")
     output.data()
     output.table(
         ("FILE", "SIZE", "BLAKE3"), [(f.path, output.human_bytes(f.size), f.blake3.short[:16]) for f in version.files]
     )
+
+
+def _show_certificate(plain: dict[str, Any]) -> None:
+    from modelyard.weights.certificate import Certificate, render
+
+    first, *rest = render(Certificate.from_dict(plain))
+    output.data(f"made      {first}")
+    for line in rest:
+        output.data(f"          {line}")
 
 
 def _report_json(report: dict[str, Any]) -> dict[str, Any]:

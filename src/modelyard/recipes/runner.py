@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import NoSpaceError, YardError
 from modelyard.recipes.context import Context, Outputs
 from modelyard.recipes.events import Progress, StepFailed, StepFinished, StepStarted, ignore
-from modelyard.recipes.locks import hold
 from modelyard.recipes.plan import Plan, look, make_plan
 from modelyard.recipes.resources import NoResources, Resources
 from modelyard.recipes.steps import Step, steps_of
+from modelyard.registry.locks import hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from modelyard.catalog.versions import VersionRecord
     from modelyard.registry.context import Context
 
-__all__ = ["add", "get", "of_record", "of_version"]
+__all__ = ["CERTIFICATE", "FORMAT", "add", "get", "of_record", "of_version"]
 
 FORMAT = "modelyard/report/1"
+CERTIFICATE = "certificate"
+"""The task of what is stored as a report and is none: `certificates`."""
 _ATTEMPTS = 5
 
 
@@ -54,11 +56,11 @@ def of_version(context: Context, reference: str | Version) -> list[dict[str, Any
     return of_record(context, record)
 
 
-def of_record(context: Context, record: VersionRecord) -> list[dict[str, Any]]:
-    """A version's reports, each verified against its digest."""
+def of_record(context: Context, record: VersionRecord, *, certificates: bool = False) -> list[dict[str, Any]]:
+    """A version's reports, each verified against its digest; what is stored as `CERTIFICATE` instead, if asked for."""
     with context.catalog.read() as connection:
         found = reports.of_version(connection, record.seq)
-    return [get(context, entry.digest) for entry in found]
+    return [get(context, entry.digest) for entry in found if (entry.task == CERTIFICATE) == certificates]
 
 
 def get(context: Context, digest: str) -> dict[str, Any]:
@@ -92,6 +94,8 @@ def _check(record: VersionRecord, report: Mapping[str, Any]) -> None:
         and isinstance(report.get("n"), int)
     ):
         raise InputError("the report lacks `task.name`, `metrics` or `n`", hint="make it with modelyard.evaluation")
+    if (task["name"] == CERTIFICATE) != isinstance(report.get("certificate"), Mapping):
+        raise InputError(f"a report's task is not called `{CERTIFICATE}`: that is the name of what is none")
 
 
 def _encode(report: Mapping[str, Any]) -> bytes:

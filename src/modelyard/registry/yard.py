@@ -15,6 +15,7 @@ from modelyard.registry.deferred import deferred
 from modelyard.registry.delivery import Delivery
 from modelyard.registry.exchange import Exchange
 from modelyard.registry.holdings import Holdings
+from modelyard.registry.merging import Merging
 from modelyard.registry.upkeep import Upkeep
 from modelyard.registry.work import Work
 
@@ -70,7 +71,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Yard(Delivery, Work, Upkeep, Exchange):
+class Yard(Delivery, Work, Merging, Upkeep, Exchange):
     """A store plus its catalog.
 
     Args:

@@ -13,8 +13,8 @@ from modelyard.errors import NotFoundError, YardError
 from modelyard.recipes import rows
 from modelyard.recipes.context import Context, Outputs, made
 from modelyard.recipes.keys import Inputs, installed
-from modelyard.recipes.locks import hold
 from modelyard.recipes.steps.step import Step
+from modelyard.registry.locks import hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
