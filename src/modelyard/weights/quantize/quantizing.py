@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,22 +86,19 @@ def quantize(
     held = chosen.tolerance if tolerance is None else tolerance
     options = {"method": method, "dtype": dtype, "tolerance": held if check else None, "tokens": tokens if check else 0}
     made = Certificate("quantize", method, options, THIS_MACHINE)
-    size = sum(files.size(name) for name in files.names() if name.endswith(".safetensors"))
-    report = _Report(progress, size)
     # A tolerance changes nothing that is written: another one goes on with what is there.
     key = key_of("quantize", {"method": method, "dtype": dtype}, files)
-    with (
-        as_folder(source, near=out.parent if out.parent.is_dir() else None) as folder,
-        resumable_folder(out, key) as work,
-    ):
+    near = out.parent if out.parent.is_dir() else None
+    with as_folder(source, near=near) as folder, resumable_folder(out, key) as work:
+        job = _Job(files, folder, chosen, dtype, threads, progress)
         reference = _record(folder, tokens, threads) if check else None
-        report.advance()
-        made.matched, made.warnings = _write(files, folder, chosen, work, dtype, threads, report)
+        job.advance()
+        made.matched, made.warnings = _write(job, work)
         if reference is not None:
             made.checks = [each.to_dict() for each in _compare(work.folder, reference, held, tokens, files.label)]
         else:
             made.warnings.append("nothing was compared with the source: `check` was off")
-        report.advance()
+        job.advance()
         made.inputs = {"source": {name: str(hash_file(files.path(name))) for name in files.names()}}
         names = sorted(path.relative_to(work.folder).as_posix() for path in work.folder.rglob("*") if path.is_file())
         made.outputs = {name: str(work.digest(name)) for name in names if name != _PROGRESS}
@@ -112,16 +110,24 @@ def quantize(
 _PROGRESS = "progress.json"
 
 
-class _Report:
-    """Progress in stages of the source's size."""
+@dataclass
+class _Job:
+    """One quantization: what of, how, and how far it got."""
 
-    def __init__(self, progress: Progress | None, size: int) -> None:
-        self._progress, self._size, self._done = progress, size, 0
+    files: Files
+    folder: Path
+    method: Method
+    dtype: str | None
+    threads: int | None
+    progress: Progress | None
+    done: int = 0
 
     def advance(self, stages: int = 1) -> None:
-        self._done += stages * self._size
-        if self._progress is not None:
-            self._progress(self._done, _STAGES * self._size)
+        """Report that some of the stages are over, each as many bytes as the source's weights have."""
+        size = sum(self.files.size(name) for name in self.files.names() if name.endswith(".safetensors"))
+        self.done += stages * size
+        if self.progress is not None:
+            self.progress(self.done, _STAGES * size)
 
 
 def _refuse(files: Files) -> None:
@@ -151,19 +157,17 @@ def _record(folder: Path, tokens: int, threads: int | None) -> tuple[parity.Reco
         model.release()
 
 
-def _write(
-    files: Files, folder: Path, method: Method, work: Work, dtype: str | None, threads: int | None, report: _Report
-) -> tuple[dict[str, Any], list[str]]:
+def _write(job: _Job, work: Work) -> tuple[dict[str, Any], list[str]]:
     """The quantized folder, unless an earlier run finished it; counts and warnings for the certificate."""
     note = work.finished("config.json")
     if note is not None and all(work.finished(name) is not None for name in note["files"]):
-        report.advance(2)
+        job.advance(2)
         return note["matched"], note["warnings"]
     for path in work.folder.iterdir():
         if path.name != _PROGRESS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    matched, told = _save_quantized(folder, method, work.folder, dtype, threads, report)
-    for name, holder in carried_files(files, files).items():
+    matched, told = _save_quantized(job, work.folder)
+    for name, holder in carried_files(job.files, job.files).items():
         if name not in {"config.json", certificates.FILE}:
             (work.folder / name).unlink(missing_ok=True)
             copy_file(holder, name, work.folder)
@@ -179,30 +183,28 @@ def _write(
     return matched, told
 
 
-def _save_quantized(
-    folder: Path, method: Method, target: Path, dtype: str | None, threads: int | None, report: _Report
-) -> tuple[dict[str, Any], list[str]]:
+def _save_quantized(job: _Job, target: Path) -> tuple[dict[str, Any], list[str]]:
     from modelyard.weights.load import load
     from modelyard.weights.loading import quantization
     from modelyard.weights.loading.dtypes import stored_dtype
     from modelyard.weights.loading.lock import loading
     from modelyard.weights.loading.translate import translated
 
-    wanted = dtype or stored_dtype(folder) or "float32"
-    model = load(folder, quantization=make_config(method, wanted), dtype=wanted, threads=threads)
+    wanted = job.dtype or stored_dtype(job.folder) or "float32"
+    model = load(job.folder, quantization=make_config(job.method, wanted), dtype=wanted, threads=job.threads)
     try:
-        found = quantization.describe(model.model, method.name)
+        found = quantization.describe(model.model, job.method.name)
         if not found.tensors:
             raise ModelError(
-                f"`{folder}` has no linear layer that {method.name} quantizes",
+                f"`{job.files.label}` has no linear layer that {job.method.name} quantizes",
                 code="nothing_quantized",
                 hint="a smaller dtype halves it: yard convert SOURCE --dtype bfloat16 --to TARGET",
             )
-        report.advance()
-        with loading(), translated(folder, "saved"), warnings.catch_warnings():
+        job.advance()
+        with loading(), translated(job.folder, "saved"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
             model.model.save_pretrained(target)
-        report.advance()
+        job.advance()
         return _count(found), _tell(model, found, wanted)
     finally:
         model.release()
