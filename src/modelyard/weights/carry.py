@@ -5,16 +5,18 @@ Another format of the base's weights, its model card and what its training left 
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from modelyard.errors import ModelError
 from modelyard.weights.checks import read_json
 from modelyard.weights.filenames import TEMPLATE_FILES, TOKENIZER_FILES, TOKENIZER_PARTS
 
 if TYPE_CHECKING:
     from modelyard.weights.files import Files
 
-__all__ = ["carried_files", "is_carried"]
+__all__ = ["carried_files", "is_carried", "list_parts"]
 
 _LEFT = frozenset({
     "adapter_config.json", "all_results.json", "certificate.json", "eval_results.json", "train_results.json",
@@ -26,7 +28,8 @@ _LEGAL = ("license", "licence", "notice", "copying", "use_policy")
 
 def carried_files(base: Files, adapter: Files) -> dict[str, Files]:
     """File name to where it is taken from, sorted by name; weights and their index are not among them."""
-    taken = {name: base for name in base.names() if is_carried(name)}
+    parts = list_parts(base)
+    taken = {name: base for name in base.names() if is_carried(name) or name in parts}
     own = set(adapter.names()) & (TOKENIZER_PARTS | TEMPLATE_FILES)
     if own & TOKENIZER_FILES:
         # A tokenizer is one thing in several files: the adapter's replaces the base's whole, or vocabularies would mix.
@@ -50,3 +53,20 @@ def is_carried(name: str) -> bool:
     if name in _LEFT or name.endswith(".index.json"):
         return False
     return path.suffix in _SUFFIXES or path.name.lower().startswith(_LEGAL)
+
+
+def list_parts(files: Files) -> frozenset[str]:
+    """The files of the layers that a sentence-transformers model puts on its encoder (pooling, dense layers), as `modules.json` names them.
+
+    Raises:
+        ModelError: `bad_json`.
+    """
+    if "modules.json" not in files.names():
+        return frozenset()
+    try:
+        modules = json.loads(files.read("modules.json").decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise ModelError(f"`{files.label}/modules.json` is not JSON", code="bad_json") from None
+    paths = [each.get("path") for each in modules if isinstance(each, dict)] if isinstance(modules, list) else []
+    folders = {f"{path}/" for path in paths if isinstance(path, str) and path}
+    return frozenset(name for name in files.names() if any(name.startswith(folder) for folder in folders))

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _CHUNK = 4 << 20
+_SYNCED = 64 << 20
 _PROGRESS = "progress.json"
 _FORMAT = "modelyard/progress/1"
 _KEY_DIGITS = 24  # of the key in the folder's name, which must fit 255 bytes; the whole key is in `progress.json`
@@ -163,11 +165,17 @@ def key_of(operation: str, options: Mapping[str, Any], *sources: Files) -> str:
 
 
 class HashingWriter:
-    """A new file that is hashed as it is written, and durable once the block ended."""
+    """A new file that is hashed as it is written, and durable once the block ended.
+
+    A large one is made durable all along, by a thread of its own: the disk works while the next bytes are computed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._hash = blake3.blake3()
+        self._syncer: ThreadPoolExecutor | None = None
+        self._syncing: Future[None] | None = None
+        self._asked = 0
         self.size = 0
 
     def __enter__(self) -> HashingWriter:
@@ -178,7 +186,11 @@ class HashingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._syncer is not None:
+                self._syncer.shutdown(cancel_futures=True)
             if kind is None:
+                if self._syncing is not None and not self._syncing.cancelled():
+                    self._syncing.result()  # an error of the disk is told to the call that met it, and to no later one
                 os.fsync(self._stream.fileno())
         finally:
             self._stream.close()
@@ -190,10 +202,23 @@ class HashingWriter:
         self.size += len(left)
         while left:
             left = left[self._stream.write(left) :]
+        if self.size - self._asked >= _SYNCED:
+            self._sync_behind()
 
     def digest(self) -> Digest:
         """The digest of everything written."""
         return Digest(self._hash.hexdigest())
+
+    def _sync_behind(self) -> None:
+        """Let the disk take what was written so far, unless it is still busy with what came before."""
+        if self._syncer is None:
+            self._syncer = ThreadPoolExecutor(1)
+        if self._syncing is not None:
+            if not self._syncing.done():
+                return
+            self._syncing.result()
+        self._asked = self.size
+        self._syncing = self._syncer.submit(os.fsync, self._stream.fileno())
 
 
 def write_file(path: Path, data: bytes) -> Digest:

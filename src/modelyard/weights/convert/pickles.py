@@ -1,8 +1,8 @@
-"""The same model in another form: pickled weights as safetensors, and another dtype.
+"""Pickled weights as safetensors.
 
 Unpickling is a separate act in a separate process: `convert_pickle` starts `_pickle_worker.py` without this process's
 environment, limited in memory, time and file size, and believes nothing of what comes back before our own reader passed
-it. Both conversions write a fresh folder that appears whole or not at all.
+it. The result is a fresh folder that appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from modelyard.errors import ModelError, PickleError
 from modelyard.weights.carry import is_carried
 from modelyard.weights.checks import check_weights, read_json
 from modelyard.weights.content import identify
-from modelyard.weights.convert.casting import Casting, cast
-from modelyard.weights.files import Files, FolderFiles, check_name, show_name
+from modelyard.weights.files import Files, FolderFiles, SingleFile, check_name, show_name
 from modelyard.weights.headers import read_header
 from modelyard.weights.output import copy_file, fresh_folder, write_file
 
-__all__ = ["Casting", "Conversion", "cast", "convert_pickle"]
+__all__ = ["Conversion", "convert_pickle"]
 
 _WORKER = Path(__file__).with_name("_pickle_worker.py")
 _TRAINER_STATE = re.compile(
@@ -64,12 +63,12 @@ class Conversion:
 
 
 def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int | None = None) -> Conversion:
-    """Write the model folder `source`, whose weights are pickles, as safetensors to `out`.
+    """Write the model folder `source`, whose weights are pickles, or one such file, as safetensors to `out`.
 
     Where safetensors weights are there too, they are kept and the pickles are only left behind.
 
     Args:
-        source: A folder with `pytorch_model.bin`, its shards and index, or `adapter_model.bin`.
+        source: A folder with `pytorch_model.bin`, its shards and index, or `adapter_model.bin`; or a file (`.bin`, `.pt`, `.ckpt`).
         out: A folder that does not exist yet.
         seconds: How long unpickling may take in all, in processor time and on the clock.
         memory: Address space for it in bytes; None is 8 GiB plus four times the largest file.
@@ -80,7 +79,7 @@ def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int 
             and the shards disagree; or as `check_weights` for the result.
         ConflictError, NoSpaceError: As `fresh_folder`.
     """
-    files = FolderFiles(source)
+    files: Files = SingleFile(source) if source.is_file() else FolderFiles(source)
     names = files.names()
     pickles = [name for name in names if identify(files.path(name)) == "pickle"]
     safe = [
