@@ -5,7 +5,8 @@ are as u64 each; the keys, each a string, a type and a value; then for each tens
 from the next multiple of the alignment on, the tensors' bytes, each tensor beginning at a multiple of the alignment.
 
 Every count is held against the bytes that are left before anything is read or looped over, sizes are exact integers, and
-every refusal is a `ModelError` with a stable `code` (see `GGUF_CODES`). Of values, numbers and texts are kept and arrays counted.
+every refusal is a `ModelError` with a stable `code` (see `GGUF_CODES`). Of values, numbers and texts are kept and arrays counted; with
+`full=True` arrays and long texts are kept too, within the same bounds.
 Knows no model and no quantization beyond how many bytes a block takes.
 
 >>> import struct, tempfile
@@ -24,7 +25,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from modelyard.errors import ModelError
 from modelyard.weights.files import show_name
@@ -57,7 +58,7 @@ _WIDTHS: Mapping[int, int] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10
 _NUMBERS: Mapping[int, str] = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
-_U32, _STRING, _ARRAY = 4, 8, 9
+_BYTE, _U32, _STRING, _ARRAY = 0, 4, 8, 9
 _TEXT = 1 << 20  # bytes of a text that is kept
 _ALIGNMENT_KEY = b"general.alignment"
 _MOST = 1 << 63
@@ -94,37 +95,47 @@ class GgufHeader:
     alignment: int
     tensors: tuple[GgufTensor, ...]
     data_start: int
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
-    """Its keys: numbers and texts up to 1 MiB as they are, arrays as their lengths; what is longer is left out."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Its keys: numbers and texts up to 1 MiB as they are, arrays as their lengths; what is longer is left out.
+
+    Of a header that was read `full`, texts of any length, and arrays as lists (of bytes as `bytes`)."""
 
 
-def read_gguf(path: Path, *, limits: GgufLimits | None = None) -> GgufHeader:
+def read_gguf(path: Path, *, limits: GgufLimits | None = None, full: bool = False) -> GgufHeader:
     """Read and check the header of a GGUF file.
+
+    Args:
+        path: The file.
+        limits: How much the header may ask for.
+        full: Keep arrays and long texts of the metadata too: vocabularies, merges, a whole tokenizer.json.
 
     Raises:
         NotFoundError: There is no such file.
         ModelError: It is not regular, not GGUF of version 2 or 3, or claims what cannot be; `code` is one of `GGUF_CODES`.
     """
     with open_regular(path) as stream:
-        return parse_gguf(stream, os.fstat(stream.fileno()).st_size, str(path), limits=limits)
+        return parse_gguf(stream, os.fstat(stream.fileno()).st_size, str(path), limits=limits, full=full)
 
 
-def parse_gguf(stream: BinaryIO, size: int, label: str, *, limits: GgufLimits | None = None) -> GgufHeader:
+def parse_gguf(
+    stream: BinaryIO, size: int, label: str, *, limits: GgufLimits | None = None, full: bool = False
+) -> GgufHeader:
     """As `read_gguf`, for a stream of `size` bytes that stands at its beginning and may be no file on this machine.
 
     Raises:
         ModelError: As `read_gguf`.
     """
-    return _Reader(stream, size, label, limits or GgufLimits()).header()
+    return _Reader(stream, size, label, limits or GgufLimits(), full=full).header()
 
 
 class _Reader:
     """Walks one header; `left` is how many bytes it may still take, whatever it claims."""
 
-    def __init__(self, stream: BinaryIO, size: int, label: str, limits: GgufLimits) -> None:
+    def __init__(self, stream: BinaryIO, size: int, label: str, limits: GgufLimits, *, full: bool) -> None:
         self._stream, self._label, self._limits = stream, label, limits
         self._size = size
-        self._kept: dict[str, str | int | float | bool] = {}
+        self._full = full
+        self._kept: dict[str, Any] = {}
         self._position = 0
         self._end = min(self._size, limits.header)
         self._items = 0
@@ -172,14 +183,27 @@ class _Reader:
             self._kept[key] = struct.unpack(_NUMBERS[kind], self._take(_WIDTHS[kind]))[0]
         elif kind == _STRING:
             length = self._number("<Q")
-            if length > _TEXT:
+            if length > _TEXT and not self._full:
                 self._skip(length)
                 return
             self._kept[key] = self._take(length).decode("utf-8", "replace")
         elif kind == _ARRAY:
-            self._kept[key] = self._skip_array(0)
+            self._kept[key] = self._take_array(0) if self._full else self._skip_array(0)
         else:
             self._skip_value(kind, 0)
+
+    def _take_array(self, depth: int) -> list[Any] | bytes:
+        """An array's items; every one was claimed against the bytes that are left, so that none is made of a number alone."""
+        kind, count = self._array(depth)
+        if kind == _BYTE:
+            return self._take(count)
+        if kind in _WIDTHS:
+            return list(struct.unpack(f"<{count}{_NUMBERS[kind][1]}", self._take(_WIDTHS[kind] * count)))
+        if kind == _STRING:
+            return [self._take(self._number("<Q")).decode("utf-8", "replace") for _ in range(count)]
+        if kind == _ARRAY:
+            return [self._take_array(depth + 1) for _ in range(count)]
+        self._refuse("unknown_type", f"a value has the type {kind}")
 
     def _skip_value(self, kind: int, depth: int) -> None:
         if kind in _WIDTHS:
@@ -193,18 +217,24 @@ class _Reader:
 
     def _skip_array(self, depth: int) -> int:
         """Skip an array, and say how many items it has."""
-        kind, count = self._number("<I"), self._number("<Q")
-        if depth >= self._limits.nesting:
-            self._refuse("too_many_items", "its arrays are nested too deeply")
+        kind, count = self._array(depth)
         if kind in _WIDTHS:
             self._skip(_WIDTHS[kind] * count)
             return count
-        self._items += count
-        if self._items > self._limits.items or count * 8 > self._left():
-            self._refuse("too_many_items", f"it claims an array of {count} items")
         for _ in range(count):
             self._skip_value(kind, depth + 1)
         return count
+
+    def _array(self, depth: int) -> tuple[int, int]:
+        """What an array's items are and how many; of items that have no fixed width, no more than can be there."""
+        kind, count = self._number("<I"), self._number("<Q")
+        if depth >= self._limits.nesting:
+            self._refuse("too_many_items", "its arrays are nested too deeply")
+        if kind not in _WIDTHS:
+            self._items += count
+            if self._items > self._limits.items or count * 8 > self._left():
+                self._refuse("too_many_items", f"it claims an array of {count} items")
+        return kind, count
 
     def _tensor(self, alignment: int) -> GgufTensor:
         raw = self._take(self._length(self._limits.name, "bad_name", "a tensor's name"))
