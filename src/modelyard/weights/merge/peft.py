@@ -1,0 +1,250 @@
+"""Merging an adapter as PEFT's `merge_and_unload` does, bit for bit, one tensor at a time: mode `peft`.
+
+The bits are PEFT's on the same machine, with the same builds of torch and its BLAS and the same number of threads; the certificate names them. At
+most a few tensors and one product are in memory, whatever the model's size. Where PEFT's own merge is another function than the adapter
+attached, this mode refuses and names `exact`. The arithmetic is in `formulas`; this module plans files and counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelyard.errors import ModelError
+from modelyard.weights.certificate import THIS_MACHINE, Certificate, describe_machine
+from modelyard.weights.files import show_name
+from modelyard.weights.merge.formulas import apply_sites
+from modelyard.weights.merge.names import is_head, is_input_embedding
+from modelyard.weights.merge.whole import Job, SourceShard, write_shard
+from modelyard.weights.shards import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from modelyard.weights.checkpoint import Checkpoint
+    from modelyard.weights.merge.plan import Plan, Site
+    from modelyard.weights.output import Work
+
+    Bytes = NDArray[np.uint8]
+    Before = Callable[[Tensor, Sequence[Site]], Tensor]
+
+__all__ = ["describe_torch", "merge_peft", "torch_threads"]
+
+_COMPARED = 1 << 20
+_LIBRARIES = ("torch", "peft", "transformers")
+
+
+def merge_peft(
+    plan: Plan,
+    base: Checkpoint,
+    adapter: Checkpoint,
+    work: Work,
+    *,
+    before: Before | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+) -> Certificate:
+    """Write the base's shards with the adapter merged in, in the bits that PEFT 0.21's `merge_and_unload` gives here.
+
+    Args:
+        plan: What changes, tensor by tensor.
+        base: The base's tensors: float32, float16 or bfloat16 where they change.
+        adapter: The adapter's tensors.
+        work: Where to write; shards that it knows as finished are kept.
+        before: What becomes of a weight before its sites are applied: a start that rewrote the base (`starts`).
+        progress: Called with (bytes done, bytes in all).
+        threads: torch's threads meanwhile; None leaves them. PEFT gives the same bits with the same number only.
+
+    Returns:
+        The certificate, `this machine`, with the digests of the base's files and of the shards.
+
+    Raises:
+        ModelError: `tied_embeddings` where PEFT merges wrongly; `infinite_result`, naming the tensor, when the
+            result is not finite numbers.
+    """
+    _refuse_tied(plan, adapter)
+    merger = _Merger(plan, base, adapter, before, progress)
+    made = Certificate("merge", "peft", exactness=THIS_MACHINE, warnings=list(plan.warnings))
+    with torch_threads(threads):
+        made.machine = describe_torch()
+        for shard in base.shards:
+            note = work.finished(shard)
+            if note is None:
+                note = merger.write(shard, work)
+            else:
+                merger.skip(shard)
+            made.inputs.setdefault("base", {})[shard] = note["base"]
+            made.outputs[shard] = str(work.digest(shard))
+            made.changes += note["changes"]
+    kept = sum(len(header.tensors) for header in base.shards.values()) - len(plan.sites.keys() & base.home.keys())
+    replaced = sum(all(site.kind in {"replaced", "tokens"} for site in sites) for sites in plan.sites.values())
+    made.matched = {"merged": len(plan.sites) - replaced, "replaced": replaced, "untouched": kept}
+    return made
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch with `threads` threads inside the block, without gradients; None leaves the number."""
+    import torch
+
+    kept = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(kept)
+
+
+def describe_torch() -> dict[str, Any]:
+    """What torch's bits follow from: `describe_machine`, its BLAS and the vector instructions that it uses."""
+    import torch
+
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    blas = next((line for line in lines if "Math Kernel Library" in line or line.startswith("OpenBLAS")), "")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return describe_machine(*_LIBRARIES, threads=torch.get_num_threads()) | {"blas": blas, "instructions": capability}
+
+
+@dataclass
+class _Merger:
+    """The state of one merge."""
+
+    plan: Plan
+    base: Checkpoint
+    adapter: Checkpoint
+    before: Before | None
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, name: str, work: Work) -> dict[str, Any]:
+        """Write one shard and finish it; its note."""
+        self.changes = []
+        with SourceShard(self.base, name) as source:
+            specs = [TensorSpec(each, info.dtype, info.shape) for each, info in source.header.in_file_order()]
+            added = self._added_to(name)
+            specs += [TensorSpec(each, self.plan.added[each].dtype, self.plan.added[each].shape) for each in added]
+            path = work.folder / name
+            digest = write_shard(path, specs, self._jobs(source, specs, added), source.header.metadata, self._advance)
+            note = {"base": source.digest(), "changes": self.changes}
+        work.finish(name, digest, note)
+        return note
+
+    def skip(self, name: str) -> None:
+        """Count a shard that an earlier run wrote."""
+        self._advance(sum(info.end - info.start for info in self.base.shards[name].tensors.values()))
+
+    def _added_to(self, shard: str) -> list[str]:
+        return list(self.plan.added) if shard == list(self.base.shards)[-1] else []
+
+    def _jobs(self, source: SourceShard, specs: Sequence[TensorSpec], added: Sequence[str]) -> Iterator[Job]:
+        for spec in specs:
+            sites = self.plan.sites.get(spec.name, ())
+            if spec.name in added:
+                yield Job(lambda spec=spec: self._start_of(spec), self._change(spec, sites))  # type: ignore[misc]
+            else:
+                yield from source.jobs(spec.name, self._change(spec, sites) if sites and spec.size else None)
+
+    def _start_of(self, spec: TensorSpec) -> Bytes:
+        origin = self.plan.added[spec.name].source
+        if origin is None:
+            return np.zeros(spec.size, np.uint8)
+        return self.base.read(origin).reshape(-1).view(np.uint8)
+
+    def _change(self, spec: TensorSpec, sites: Sequence[Site]) -> Callable[[Bytes], Bytes]:
+        def change(raw: Bytes) -> Bytes:
+            weight = as_tensor(raw, spec.dtype, spec.shape)
+            started = weight if self.before is None else self.before(weight, sites)
+            merged = apply_sites(started, sites, self._read).contiguous()
+            self.changes.append(describe_change(spec, sites) | {"changed": compare_finite(weight, merged, spec.name)})
+            return as_bytes(merged)
+
+        return change
+
+    def _read(self, key: str) -> Tensor:
+        info = self.adapter.info(key)
+        return as_tensor(self.adapter.read(key).reshape(-1).view(np.uint8), info.dtype, info.shape).clone()
+
+    def _advance(self, size: int) -> None:
+        self.done += size
+        if self.progress is not None:
+            total = sum(info.end - info.start for head in self.base.shards.values() for info in head.tensors.values())
+            self.progress(min(self.done, total), total)
+
+
+def as_tensor(raw: Bytes, dtype: str, shape: Sequence[int]) -> Tensor:
+    """A float tensor over the bytes of a safetensors file, without a copy."""
+    import torch
+
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if not raw.size:
+        return torch.empty(tuple(shape), dtype=types[dtype])
+    return torch.frombuffer(raw, dtype=types[dtype]).reshape(tuple(shape))
+
+
+def as_bytes(tensor: Tensor) -> Bytes:
+    """The bytes of a contiguous tensor, without a copy."""
+    import torch
+
+    made: Bytes = tensor.reshape(-1).view(torch.uint8).numpy()
+    return made
+
+
+def compare_finite(before: Tensor, after: Tensor, name: str) -> int:
+    """How many elements have other bits than before.
+
+    Raises:
+        ModelError: `infinite_result`: the result is not finite where the weight was.
+    """
+    import torch
+
+    bits = {4: torch.int32, 2: torch.int16}[after.element_size()]
+    changed = 0
+    olds, news = before.reshape(-1), after.reshape(-1)
+    for start in range(0, news.numel(), _COMPARED):
+        old, new = olds[start : start + _COMPARED], news[start : start + _COMPARED]
+        changed += int((old.view(bits) != new.view(bits)).sum())
+        if not bool(torch.isfinite(new).all()):
+            raise ModelError(
+                f"`{show_name(name)}` cannot be merged: the result has numbers that are not finite",
+                code="infinite_result",
+                hint="cast the base to bfloat16 or float32 first, or check the adapter's values: yard doctor ADAPTER",
+            )
+    return changed
+
+
+def describe_change(spec: TensorSpec, sites: Sequence[Site]) -> dict[str, Any]:
+    """One changed tensor for the certificate: integers and strings, the scale as a hexadecimal binary32."""
+    first = sites[0]
+    plain: dict[str, Any] = {
+        "tensor": spec.name,
+        "dtype": spec.dtype,
+        "elements": int(np.prod(spec.shape, dtype=np.int64)),
+    }
+    plain |= {"operation": "peft", "kind": "dora" if first.dora else first.kind, "module": first.module}
+    if first.low_rank or first.kind == "bias":
+        plain |= {"rank": first.rank, "alpha": repr(first.alpha), "scale": float(first.scale).hex()}
+    return plain
+
+
+def _refuse_tied(plan: Plan, adapter: Checkpoint) -> None:
+    """PEFT adds a change of one side to the tensor that both sides share, so that its merge is another function."""
+    untied = {
+        name: value for name, value in plan.config.items() if name.endswith("tie_word_embeddings") and value is False
+    }
+    for tensor, sites in plan.sites.items():
+        if untied and any(site.low_rank for site in sites) and (is_head(tensor) or is_input_embedding(tensor)):
+            raise ModelError(
+                f"`{adapter.files.label}` cannot be merged as PEFT merges: it changes `{show_name(tensor)}`, which the base shares"
+                " between its input embedding and its output layer, and PEFT would change both",
+                code="tied_embeddings",
+                hint="merge it with --mode exact, which writes the two as tensors of their own",
+            )
