@@ -19,6 +19,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.checkpoint import open_checkpoint
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import FolderFiles
+from modelyard.weights.output import Digested, hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +36,7 @@ __all__ = [
     "find_untrained",
     "fingerprint",
     "is_untrained",
+    "make_export_mark",
     "make_mark",
     "mark",
 ]
@@ -88,6 +90,8 @@ def find_untrained(files: Files) -> Untrained | None:
     if value is None:
         return None
     found, digest = _parse(value, files.label)
+    if isinstance(digest, dict):
+        return found if all(_has_digest(files, name, each) for name, each in digest.items()) else None
     weights = open_checkpoint(files)
     names = weights.home if found.tensors is None else found.tensors
     if not set(names) <= set(weights.home) or digest_tensors(weights, names) != digest:
@@ -105,6 +109,22 @@ def make_mark(untrained: Untrained, files: Files) -> dict[str, Any]:
         "seed": untrained.seed,
         "tensors": None if untrained.tensors is None else sorted(untrained.tensors, key=str.encode),
         "digest": digest_tensors(weights, names),
+    }
+
+
+def make_export_mark(untrained: Untrained, graphs: Mapping[str, str]) -> dict[str, Any]:
+    """The value of `KEY` for an export, which has no tensors that could be digested: it holds while all these files are what they are.
+
+    Args:
+        untrained: Of the source.
+        graphs: File name to digest, of the files that hold the graph and its weights.
+    """
+    return {
+        "format": 1,
+        "kind": untrained.kind,
+        "seed": untrained.seed,
+        "tensors": None if untrained.tensors is None else sorted(untrained.tensors, key=str.encode),
+        "files": dict(sorted(graphs.items())),
     }
 
 
@@ -217,13 +237,25 @@ def _digest_bytes(weights: Checkpoint, name: str) -> str:
     return hashed.hexdigest()
 
 
-def _parse(value: Any, label: str) -> tuple[Untrained, str]:
+def _has_digest(files: Files, name: str, digest: str) -> bool:
+    if name not in files.names():
+        return False
+    known = files.digest(name) if isinstance(files, Digested) else hash_file(files.path(name))
+    return str(known) == digest
+
+
+def _parse(value: Any, label: str) -> tuple[Untrained, str | dict[str, str]]:
+    """The mark, and the digest of its tensors; or of an export's files, by name."""
     if isinstance(value, dict) and value.get("format") == 1:
         kind: Any = value.get("kind")
-        seed, tensors, digest = (value.get(key) for key in ("seed", "tensors", "digest"))
-        named = tensors is None or (isinstance(tensors, list) and all(isinstance(name, str) for name in tensors))
+        seed, tensors, digest, named = (value.get(key) for key in ("seed", "tensors", "digest", "files"))
+        if isinstance(named, dict) and named and all(isinstance(each, str) for each in named.values()):
+            digest = named
+        elif not isinstance(digest, str):
+            digest = None
+        listed = tensors is None or (isinstance(tensors, list) and all(isinstance(name, str) for name in tensors))
         known = isinstance(kind, str) and kind in {"random", "head"}  # a stranger's value may have no hash
-        if known and named and isinstance(seed, int) and not isinstance(seed, bool) and isinstance(digest, str):
+        if known and listed and isinstance(seed, int) and not isinstance(seed, bool) and digest is not None:
             return Untrained(kind, seed, None if tensors is None else tuple(tensors)), digest
     raise ModelError(
         f"`{label}/config.json`: `{KEY}` is no mark that modelyard writes",

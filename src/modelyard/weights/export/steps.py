@@ -1,0 +1,147 @@
+"""The steps of an export, in the process that was started for it: load, record the source, write the graph, compare.
+
+The source's answers are recorded before any exporter is imported, so that nothing that one patches can change them, and the
+model is gone before the graph is opened. Knows jobs as plain values; starts no process.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import ModelError
+from modelyard.weights.export.manifest import FILE, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from modelyard.weights.model import Model
+    from modelyard.weights.parity import Batch, Check
+
+__all__ = ["TOKENS", "Job", "run_job"]
+
+TOKENS = 16
+"""Greedy tokens that an export has to write like its source."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Attributes:
+        source: The model's folder.
+        folder: Where the files go; it exists.
+        format: One of `FORMATS`, but `gguf`.
+        type: One of its types.
+        task: A name of `weights.tasks.TASKS`; None for the checkpoint's own.
+        tolerance: What every check is held to, relative to the source's largest output.
+        threads: Compute threads of each library.
+        written: Whether an earlier run wrote the graph: only the check is left.
+    """
+
+    source: str
+    folder: str
+    format: str
+    type: str
+    task: str | None
+    tolerance: float
+    threads: int
+    written: bool = False
+
+
+def run_job(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Do the export.
+
+    Args:
+        job: What to do.
+        tell: Told `{"stage": words}` as each step begins, and `{"written": True}` when all files are there.
+
+    Returns:
+        Plain JSON: `task`, `architecture`, `checks`, `warnings`, `holds`, `matched`.
+
+    Raises:
+        ModelError: As `load`; `not_exportable`; `export_broken`.
+    """
+    from modelyard.weights.export.samples import make_batches
+    from modelyard.weights.load import load
+    from modelyard.weights.parity import TorchRunner, record
+
+    folder = Path(job.folder)
+    tell({"stage": "load"})
+    model = load(Path(job.source), task=job.task, dtype="float32", threads=job.threads, attention=None)
+    _refuse_packed(model)
+    batches = make_batches(model)
+    tell({"stage": "record the source"})
+    reference = record(TorchRunner(model), batches, tokens=TOKENS)
+    if not job.written:
+        _write(job, model, batches, folder, tell)
+        tell({"written": True})
+    found = {"task": model.task, "architecture": str(model.core.__class__.__name__), "warnings": _warnings(model)}
+    del model
+    gc.collect()
+    tell({"stage": "check"})
+    checks = compare_export(folder, reference, batches, job)
+    holds = all(check.holds for check in checks)
+    return {**found, "checks": [check.to_dict() for check in checks], "holds": holds, "graphs": _graphs(folder)}
+
+
+def compare_export(folder: Path, reference: Any, batches: Sequence[Batch], job: Job) -> list[Check]:
+    """How far the folder is from the recorded source."""
+    from modelyard.weights.export.opening import open_export
+    from modelyard.weights.parity import compare
+
+    runner = open_export(folder, threads=job.threads)
+    return compare(reference, runner, batches, tolerance=job.tolerance, tokens=TOKENS)
+
+
+def _write(
+    job: Job, model: Model, batches: Sequence[Batch], folder: Path, tell: Callable[[dict[str, Any]], None]
+) -> None:
+    def stage(words: str) -> None:
+        tell({"stage": words})
+
+    if job.format == "genai":
+        from modelyard.weights.export.genai import build
+
+        stage("build")
+        manifest = build(model, folder, job.type)
+    else:
+        from modelyard.weights.export.tracing import trace
+
+        manifest = trace(model, batches, folder, target=job.format, type=job.type, tell=stage)
+    manifest.write(folder)
+
+
+def _refuse_packed(model: Model) -> None:
+    if model.adapters:
+        raise ModelError(
+            f"`{model.folder}` is an adapter: an export holds one model",
+            code="not_exportable",
+            hint=f"merge it first: yard merge {model.base} {model.folder} --to ./MERGED",
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"`{model.folder}` is quantized by {model.config.quantization_config.quant_method}, which no exporter here reads",
+            code="not_exportable",
+            hint="export the model that it was quantized from",
+        )
+
+
+def _warnings(model: Model) -> list[str]:
+    from modelyard.weights.export.samples import sliding_window
+
+    said = []
+    window = sliding_window(model.config)
+    if window is not None and window + 4 > 2048 and model.task == "text-generation":
+        said.append(f"no check is longer than the sliding window of {window} tokens")
+    if model.untrained is not None:
+        said.append(f"the source holds {model.untrained.describe()}")
+    return said
+
+
+def _graphs(folder: Path) -> dict[str, Any]:
+    return (
+        {role: asdict(each) for role, each in Manifest.read(folder).graphs.items()} if (folder / FILE).is_file() else {}
+    )
