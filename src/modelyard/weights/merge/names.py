@@ -1,9 +1,7 @@
-"""From the names an adapter uses to the names on the base's disk.
+"""Names of a model's two embeddings, and names that differ by one prefix.
 
-They are equal but for one thing: a base saved without its head lacks the head's prefix (`h.0...` for `transformer.h.0...`),
-and an adapter trained without a head lacks it where the base has it. One prefix is therefore tried for all names at once,
-and a match is complete and unambiguous or an error. Architectures whose names on disk are otherwise not their modules'
-names do not match, and say so.
+A base saved without its head lacks the head's prefix (`h.0...` for `transformer.h.0...`), and an adapter trained without a head lacks it
+where the base has it. One prefix is therefore tried for all names at once. Knows names only.
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from modelyard.errors import ModelError
 from modelyard.weights.files import show_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-__all__ = ["is_head", "is_input_embedding", "resolve_names"]
+__all__ = ["add_prefix", "is_head", "is_input_embedding"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = (
@@ -36,6 +34,43 @@ def is_head(tensor: str) -> bool:
 def is_input_embedding(tensor: str) -> bool:
     """Whether this is a language model's input embedding."""
     return tensor in _EMBEDDINGS or tensor.endswith(tuple(f".{name}" for name in _EMBEDDINGS))
+
+
+def add_prefix(
+    wanted: Sequence[str], present: Collection[str], label: str, needed: Collection[str] | None = None
+) -> dict[str, str]:
+    """Each wanted tensor name to the present one: as it is, or with one prefix more or less than all that are not there.
+
+    Args:
+        wanted: Names as an adapter has them.
+        present: Names that there are.
+        label: What messages call the adapter.
+        needed: Which of `wanted` must be there for a prefix to fit; None is all of them.
+
+    Returns:
+        What was found. Names without a counterpart are left out.
+
+    Raises:
+        ModelError: `ambiguous_names` when two prefixes would fit.
+
+    >>> add_prefix(["transformer.h.0.w"], {"h.0.w"}, "x"), add_prefix(["h.0.w"], {"model.h.0.w"}, "x"), add_prefix(["w"], {"v"}, "x")
+    ({'transformer.h.0.w': 'h.0.w'}, {'h.0.w': 'model.h.0.w'}, {})
+    """
+    known = set(present)
+    plain = {name: name for name in wanted if name in known}
+    missing = [name for name in wanted if name not in known]
+    must = [name for name in missing if needed is None or name in needed]
+    if not must:
+        return plain
+    tried: list[dict[str, str]] = []
+    firsts = {name.partition(".")[0] for name in must}
+    if len(firsts) == 1 and not any(name.startswith(f"{next(iter(firsts))}.") for name in known):
+        tried.append({name: name.partition(".")[2] for name in must})
+    tried += [{name: f"{prefix}.{name}" for name in must} for prefix in {name.partition(".")[0] for name in present}]
+    fitting = [names for names in tried if known.issuperset(names.values())]
+    if len(fitting) > 1:
+        raise ModelError(f"`{label}` cannot be merged: its names fit the base in two ways", code="ambiguous_names")
+    return plain | (fitting[0] if fitting else {})
 
 
 def resolve_names(wanted: Sequence[str], present: Sequence[str], label: str) -> dict[str, str]:

@@ -36,7 +36,8 @@ class Layout:
         rows: Which rows of that matrix change.
         transposed: Those rows are stored (in, out): `Conv1D`, embeddings (vocabulary, width), gpt-oss's experts.
         a_rows: Which rows of A make it: all, or those of one expert (an expert's are together).
-        b_rows: Which rows of B: all, or those of the piece that lies in this tensor (gate or up of a fused gate_up).
+        b_rows: Which rows of B, in the order in which they lie on disk: all, those of the piece that lies in this tensor (gate or
+            up of a fused gate_up), or a permutation (rotary embeddings). Of a `bias` or `replaced`: which rows of the values.
         b_columns: Which columns of B: all, or those of one expert (an expert's are `experts` apart).
         expert: Which expert of the factors, None where they have one only.
         experts: How many experts the factors have.
@@ -46,7 +47,7 @@ class Layout:
     rows: range
     transposed: bool = False
     a_rows: range = range(0)
-    b_rows: range = range(0)
+    b_rows: range | tuple[int, ...] = range(0)
     b_columns: range = range(0)
     expert: int | None = None
     experts: int = 1
@@ -59,7 +60,8 @@ class Site:
     Attributes:
         tensor: Its name in the merged folder, and on the base's disk unless the plan adds it.
         kind: What is done.
-        module: The module as the adapter calls it.
+        module: The module as the adapter calls it, or the path of its parameter; `X.base_layer.out_proj` is the output projection
+            of a `torch.nn.MultiheadAttention`, whose change PEFT makes twice: its scale here is double.
         tensors: Role to the adapter's key: `A`, `B` (low-rank), `magnitude` (DoRA), `bias` (`lora_B.bias`), `value` (the
             whole new tensor), `tokens` (the new rows).
         layout: Where, and which part of the factors.
@@ -111,9 +113,12 @@ class Plan:
         added: Tensors that the base's disk lacks.
         config: What becomes of config.json: dotted key to new value (`text_config.tie_word_embeddings`: False).
         warnings: What a person should know.
+        start: A start of the adapter that rewrote the base (`pissa`, `olora`, `loftq`, ...): the plan is then of a change to
+            that other base, and neither engine may take it as it is. None for every other adapter.
     """
 
     sites: dict[str, tuple[Site, ...]]
     added: dict[str, Added] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    start: str | None = None
