@@ -14,7 +14,7 @@ import numpy as np
 from modelyard.weights.parity.batches import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,6 +40,15 @@ class Runner(Protocol):
         ...
 
 
+_WRITING = frozenset({
+    "text-generation",
+    "text2text-generation",
+    "image-text-to-text",
+    "any-to-any",
+    "automatic-speech-recognition",
+})  # fmt: skip
+
+
 class TorchRunner:
     """A model of transformers, with its adapters if it has any.
 
@@ -55,8 +64,10 @@ class TorchRunner:
         self._generates = self._writes() if generates is None else generates
 
     def outputs(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """See `Runner.outputs`: every floating-point tensor at the top of the model's output."""
+        """See `Runner.outputs`: every floating-point tensor of the model's output, caches left out."""
         import torch
+
+        from modelyard.weights.loading.lock import seeded
 
         given = self._tensors(batch)
         positions = _positions(batch) if "position_ids" in self._taken else None
@@ -64,13 +75,10 @@ class TorchRunner:
             given["position_ids"] = torch.from_numpy(positions).to(self._core.device)
         if "use_cache" in self._taken:
             given["use_cache"] = False
-        with torch.inference_mode():
+        # A speech model draws noise while it computes: from one seed, it draws the same each time.
+        with torch.inference_mode(), seeded(0):
             found = self._core(**given, return_dict=True)
-        return {
-            name: value.detach().float().cpu().contiguous().numpy()
-            for name, value in found.items()
-            if isinstance(value, torch.Tensor) and value.is_floating_point()
-        }
+        return dict(_floats(found))
 
     def generate(self, batch: Batch, tokens: int) -> list[list[int]] | None:
         """See `Runner.generate`: transformers' own loop, with its cache and nothing that the checkpoint's defaults add."""
@@ -101,8 +109,11 @@ class TorchRunner:
         return found
 
     def _writes(self) -> bool:
+        from modelyard.weights.tasks import task_of_architecture
+
+        info = task_of_architecture(type(self._core).__name__)
         can = getattr(self._core, "can_generate", None)
-        return bool(can and can() and {"input_ids", "input_features", "input_values"} & set(self._taken))
+        return bool(info and info.name in _WRITING and can and can())
 
     def _tensors(self, batch: Batch) -> dict[str, Any]:
         """The inputs that the model takes, as tensors where it is; floats in its dtype."""
@@ -180,6 +191,20 @@ def _is_ours(model: Any) -> bool:
     from modelyard.weights.model import Model
 
     return isinstance(model, Model)
+
+
+def _floats(found: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every floating-point tensor of an output, those of a tuple (the maps of a backbone) by number; no caches."""
+    import torch
+
+    for name, value in (("output", found),) if isinstance(found, torch.Tensor) else found.items():
+        if isinstance(value, tuple | list):
+            parts = [(f"{name}.{at}", part) for at, part in enumerate(value)]
+        else:
+            parts = [(name, value)]
+        for key, part in parts:
+            if isinstance(part, torch.Tensor) and part.is_floating_point():
+                yield key, part.detach().float().cpu().contiguous().numpy()
 
 
 def _positions(batch: Batch) -> NDArray[np.int64] | None:

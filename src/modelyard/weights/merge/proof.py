@@ -1,0 +1,89 @@
+"""`prove`: whether a merged model computes what its base computes with the adapter attached.
+
+The attached model is PEFT's own, loaded, run on fixed prompts and let go; then the merged one, so that one model is in memory at a
+time. For every task that `parity` makes inputs for. Knows folders; does not know how the merge was done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelyard.weights import parity
+from modelyard.weights.checks import read_json
+from modelyard.weights.folders import as_files, as_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from modelyard.weights.files import Files
+    from modelyard.weights.model import Model
+
+__all__ = ["PROMPTS", "prove"]
+
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "My card has not arrived",
+    "def add(first, second):\n    return",
+    "What is 17 times 3? Let us think step by step.",
+)
+"""Texts that a model with a tokenizer is asked by default."""
+
+# Largest differences that hold by default, relative to an output's largest magnitude. A merge in float32 differs by the order of
+# sums; one in 16 bits also by the rounding of each weight and of each activation. What is wrong differs by about its scale.
+_FLOAT32, _HALF = 1e-3, 0.1
+
+
+def prove(
+    base: Files | Path | str,
+    adapter: Files | Path | str,
+    merged: Files | Path | str,
+    *,
+    prompts: Sequence[str] | None = None,
+    tolerance: float | None = None,
+    tokens: int = 16,
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> list[parity.Check]:
+    """Measure an adapter attached to its base against the two merged.
+
+    Args:
+        base: The base model's folder; a quantized one, too.
+        adapter: The PEFT adapter's folder.
+        merged: The merged model's folder.
+        prompts: Texts to compute, for a task that reads texts; by default `PROMPTS` where the adapter or its base has a tokenizer.
+            Without one, and for pictures and sounds, the inputs are `parity.fixed_inputs`.
+        tolerance: Largest difference that holds, relative to the output's largest magnitude; by default 0.001 where float32 is
+            computed and 0.1 in 16 bits. Of a quantized base the differences are measured and nothing is asked of them.
+        tokens: Greedy tokens to compare, of models that write text; 0 for none.
+        dtype: What is computed in, as `load` takes it. `auto` maps the files and needs the least memory.
+        threads: Compute threads of torch in this process; None leaves them as they are.
+
+    Returns:
+        One check for each output of each batch, and for its greedy tokens; `parity.failing` gives those that do not hold.
+
+    Raises:
+        ModelError: One of the three is no usable model (as `load`), PEFT cannot attach the adapter, or there are no fixed inputs for
+            the task (`no_fixed_inputs`).
+    """
+    from modelyard.weights.load import load
+
+    packed = "quantization_config" in read_json(as_files(base), "config.json")
+    with as_folder(base) as base_folder, as_folder(adapter) as adapter_folder, as_folder(merged) as merged_folder:
+        attached = load(adapter_folder, base=base_folder, dtype=dtype, threads=threads)
+        try:
+            task, batches = attached.task, _make_batches(attached, prompts)
+            computes = str(attached.core.dtype).removeprefix("torch.")
+            reference = parity.record(parity.TorchRunner(attached), batches, tokens=tokens)
+        finally:
+            attached.release()
+        held = tolerance if tolerance is not None or packed else _FLOAT32 if computes == "float32" else _HALF
+        whole = load(merged_folder, task=task, dtype=dtype if packed else computes, threads=threads)
+        try:
+            return parity.compare(reference, parity.TorchRunner(whole), batches, tolerance=held, tokens=tokens)
+        finally:
+            whole.release()
+
+
+def _make_batches(model: Model, prompts: Sequence[str] | None) -> list[parity.Batch]:
+    return parity.fixed_inputs(model.task, model, texts=PROMPTS if prompts is None else prompts)
