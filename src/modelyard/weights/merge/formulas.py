@@ -23,17 +23,20 @@ _PART = 1 << 19  # elements: with their float32 product and sum they fit a secon
 Read = "Callable[[str], Tensor]"
 
 
-def apply_sites(weight: Tensor, sites: Sequence[Site], read: Callable[[str], Tensor]) -> Tensor:
+def apply_sites(
+    weight: Tensor, sites: Sequence[Site], read: Callable[[str], Tensor], *, rounded: bool = False
+) -> Tensor:
     """The weight with all changes of its sites, in their order, in a tensor of the same dtype and shape.
 
     Args:
         weight: As it lies on disk: float32, float16 or bfloat16. Not written to.
         sites: Its changes.
         read: An adapter's tensor by its key, in the file's dtype and shape.
+        rounded: Every product is rounded to the weight's dtype before it is added, as PEFT does for MiCA.
     """
     merged = weight
     for site in sites:
-        merged = _apply(merged, site, read)
+        merged = _apply(merged, site, read, rounded=rounded)
     return merged
 
 
@@ -48,17 +51,17 @@ def delta(site: Site, read: Callable[[str], Tensor]) -> Tensor:
     return product.mul_(float(site.scale))
 
 
-def _apply(weight: Tensor, site: Site, read: Callable[[str], Tensor]) -> Tensor:
+def _apply(weight: Tensor, site: Site, read: Callable[[str], Tensor], *, rounded: bool) -> Tensor:
     import torch
 
     if site.kind == "replaced":
-        return read(site.tensors["value"]).reshape(weight.shape).to(weight.dtype)
+        return _replace(weight, site, read(site.tensors["value"]))
     if site.kind == "tokens":
         rows = torch.tensor(site.token_rows)
         return weight.clone().index_copy_(0, rows, read(site.tensors["tokens"]).to(weight.dtype))
     if site.kind == "bias":
         merged = weight.clone()
-        merged += read(site.tensors["bias"]).float() * float(site.scale)
+        merged += _take(read(site.tensors["bias"]).float(), site.layout.b_rows) * float(site.scale)
         return merged
     if site.dora:
         return _dora(weight, site, read)
@@ -68,9 +71,37 @@ def _apply(weight: Tensor, site: Site, read: Callable[[str], Tensor]) -> Tensor:
         merged.copy_(weight)
         first, last = site.layout.rows.start, site.layout.rows.stop
         seen, given = (each.view(site.layout.shape)[first:last] for each in (merged, weight))
-    # An expert's and an embedding's sum takes the product as rounded to the weight's dtype, a linear layer's as it is.
-    _add(given, _product(site, read), float(site.scale), seen, rounded=site.kind in {"expert", "embedding"})
+    product = _product(site, read)
+    if site.module.endswith(".base_layer.out_proj"):
+        # Half of a MultiheadAttention's doubled change is added as rounded, and then the other half as it is.
+        half = float(site.scale) / 2
+        _add(given, product, half, seen, rounded=True)
+        _add(seen, product, half, seen, rounded=False)
+    else:
+        _add(given, product, float(site.scale), seen, rounded=rounded or _is_rounded(site))
     return merged
+
+
+def _is_rounded(site: Site) -> bool:
+    """Whether PEFT rounds the product to the weight's dtype before it adds it, so that the sum is rounded twice."""
+    return site.kind in {"expert", "embedding"} or site.tensor.endswith(".in_proj_weight")
+
+
+def _replace(weight: Tensor, site: Site, value: Tensor) -> Tensor:
+    rows, layout = site.layout.rows, site.layout
+    if len(rows) == layout.shape[0] and value.numel() == weight.numel():
+        return _take(value, layout.b_rows).reshape(weight.shape).to(weight.dtype)
+    merged = weight.clone()
+    taken = _take(value, layout.b_rows).to(weight.dtype)
+    merged.view(layout.shape)[rows.start : rows.stop] = taken.reshape(len(rows), -1)
+    return merged
+
+
+def _take(values: Tensor, rows: range | tuple[int, ...]) -> Tensor:
+    """Those rows of `values`, which are all as they are where none or all are named in order."""
+    if not rows or rows == range(values.shape[0] if values.ndim else 1):
+        return values
+    return values[list(rows)]
 
 
 def _product(site: Site, read: Callable[[str], Tensor]) -> Tensor:
@@ -87,8 +118,7 @@ def _product(site: Site, read: Callable[[str], Tensor]) -> Tensor:
         whole = torch.bmm(b[None], a[None])[0]
     else:
         whole = b @ a
-    if layout.b_rows and len(layout.b_rows) != whole.shape[0]:
-        whole = whole[layout.b_rows.start : layout.b_rows.stop]
+    whole = _take(whole, layout.b_rows)
     return whole.T if layout.transposed else whole
 
 

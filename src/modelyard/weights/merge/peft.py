@@ -15,9 +15,11 @@ import numpy as np
 
 from modelyard.errors import ModelError
 from modelyard.weights.certificate import THIS_MACHINE, Certificate, describe_machine
+from modelyard.weights.checks import read_json
 from modelyard.weights.files import show_name
 from modelyard.weights.merge.formulas import apply_sites
 from modelyard.weights.merge.names import is_head, is_input_embedding
+from modelyard.weights.merge.starts import repeat_start
 from modelyard.weights.merge.whole import Job, SourceShard, write_shard
 from modelyard.weights.shards import TensorSpec
 
@@ -46,7 +48,6 @@ def merge_peft(
     adapter: Checkpoint,
     work: Work,
     *,
-    before: Before | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> Certificate:
@@ -57,7 +58,6 @@ def merge_peft(
         base: The base's tensors: float32, float16 or bfloat16 where they change.
         adapter: The adapter's tensors.
         work: Where to write; shards that it knows as finished are kept.
-        before: What becomes of a weight before its sites are applied: a start that rewrote the base (`starts`).
         progress: Called with (bytes done, bytes in all).
         threads: torch's threads meanwhile; None leaves them. PEFT gives the same bits with the same number only.
 
@@ -65,11 +65,13 @@ def merge_peft(
         The certificate, `this machine`, with the digests of the base's files and of the shards.
 
     Raises:
-        ModelError: `tied_embeddings` where PEFT merges wrongly; `infinite_result`, naming the tensor, when the
+        ModelError: `tied_embeddings` where PEFT merges wrongly; `unsupported_start`, as `repeat_start`; `infinite_result`, naming the tensor, when the
             result is not finite numbers.
     """
     _refuse_tied(plan, adapter)
-    merger = _Merger(plan, base, adapter, before, progress)
+    start = read_json(adapter.files, "adapter_config.json").get("init_lora_weights")
+    before = repeat_start(plan.start, adapter.files.label)
+    merger = _Merger(plan, base, adapter, before, str(start).lower() == "mica", progress)
     made = Certificate("merge", "peft", exactness=THIS_MACHINE, warnings=list(plan.warnings))
     with torch_threads(threads):
         made.machine = describe_torch()
@@ -121,6 +123,7 @@ class _Merger:
     base: Checkpoint
     adapter: Checkpoint
     before: Before | None
+    rounded: bool
     progress: Callable[[int, int], None] | None
     done: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
@@ -163,7 +166,7 @@ class _Merger:
         def change(raw: Bytes) -> Bytes:
             weight = as_tensor(raw, spec.dtype, spec.shape)
             started = weight if self.before is None else self.before(weight, sites)
-            merged = apply_sites(started, sites, self._read).contiguous()
+            merged = apply_sites(started, sites, self._read, rounded=self.rounded).contiguous()
             self.changes.append(describe_change(spec, sites) | {"changed": compare_finite(weight, merged, spec.name)})
             return as_bytes(merged)
 
@@ -236,15 +239,16 @@ def describe_change(spec: TensorSpec, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def _refuse_tied(plan: Plan, adapter: Checkpoint) -> None:
-    """PEFT adds a change of one side to the tensor that both sides share, so that its merge is another function."""
-    untied = {
-        name: value for name, value in plan.config.items() if name.endswith("tie_word_embeddings") and value is False
-    }
-    for tensor, sites in plan.sites.items():
-        if untied and any(site.low_rank for site in sites) and (is_head(tensor) or is_input_embedding(tensor)):
-            raise ModelError(
-                f"`{adapter.files.label}` cannot be merged as PEFT merges: it changes `{show_name(tensor)}`, which the base shares"
-                " between its input embedding and its output layer, and PEFT would change both",
-                code="tied_embeddings",
-                hint="merge it with --mode exact, which writes the two as tensors of their own",
-            )
+    """PEFT adds a change of one side, or the one change of both sides twice, to the tensor that both sides share."""
+    changed = [name for name, sites in plan.sites.items() if any(site.low_rank for site in sites)]
+    sides = [name for name in changed if is_head(name) or is_input_embedding(name)]
+    modules = {f"{key.partition('.lora_')[0]}.weight" for key in adapter.home if ".lora_" in key}
+    both = any(is_head(name) for name in modules) and any(is_input_embedding(name) for name in modules)
+    parted = any(name.endswith("tie_word_embeddings") and value is False for name, value in plan.config.items())
+    if sides and (parted or (both and len(sides) == 1)):
+        raise ModelError(
+            f"`{adapter.files.label}` cannot be merged as PEFT merges: it changes `{show_name(sides[0])}`, which the base shares"
+            " between its input embedding and its output layer, and PEFT's merge is another function there",
+            code="tied_embeddings",
+            hint="merge it with --mode exact, which computes what the adapter computes when it is attached",
+        )
