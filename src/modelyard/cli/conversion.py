@@ -86,7 +86,7 @@ def _show_plan(yard: Merging, source: str, options: dict[str, Any], as_json: boo
         output.json_object({"source": source, "tensors": [each.to_dict() for each in planned]})
         return
     rows = [
-        (each.name, each.dtype, each.to_dtype, each.operation, each.file, output.human_bytes(each.bytes))
+        (each.name, each.before, each.after, each.operation, each.file, output.human_bytes(each.size))
         for each in planned[:_SHOWN]
     ]
     output.table(("TENSOR", "FROM", "TO", "OPERATION", "FILE", "SIZE"), rows)
@@ -116,7 +116,10 @@ def quantize(source: str, target: str, home: Home, as_json: bool, **options: Any
     Example:
       yard quantize team/intents@production --method torchao-int8 --to team/intents-int8
     """
-    made = bench(home, target, source).quantize(place(source), place(target), **options)
+    from modelyard.cli.progress import count_bar
+
+    with count_bar("quantizing", quiet=as_json) as progress:
+        made = bench(home, target, source).quantize(place(source), place(target), progress=progress, **options)
     report(made, as_json=as_json)
 
 
@@ -141,5 +144,8 @@ def export(source: str, target: str, home: Home, as_json: bool, **options: Any) 
       yard export team/intents@production --format onnx --to team/intents-onnx
       yard export ./model --format genai --type int4 --to ./model-int4
     """
-    made = bench(home, target, source).export(place(source), place(target), **options)
+    from modelyard.cli.progress import count_bar
+
+    with count_bar("exporting", quiet=as_json) as progress:
+        made = bench(home, target, source).export(place(source), place(target), progress=progress, **options)
     report(made, as_json=as_json)

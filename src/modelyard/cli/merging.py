@@ -9,7 +9,6 @@ import click
 
 from modelyard.cli.options import Home, key_values, with_json, with_yard
 from modelyard.cli.transforming import bench, numbers, place, report
-from modelyard.errors import NotFoundError
 
 if TYPE_CHECKING:
     from modelyard.registry.transforms import Transformed
@@ -29,6 +28,7 @@ _TO = "A repo of the yard, or a new ./FOLDER"
 @click.option("--original", metavar="SOURCE", help="For `--quantized original`: the base before it was quantized.")
 @click.option("--check/--no-check", default=True, help="Compare with base and adapter on fixed prompts.  [default: on]")
 @click.option("--threads", type=click.IntRange(min=1), help="Compute threads (default: every core).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="For `--config`: what DARE draws from.")
 @click.option("--branch", default="main", show_default=True)
 @with_yard
 @with_json
@@ -41,6 +41,7 @@ def merge(
     home: Home,
     as_json: bool,
     branch: str,
+    seed: int,
     **options: Any,
 ) -> None:
     """Merge an adapter into its base, or whole models as a mergekit file says; sources are versions, ./folders, hf:// ids.
@@ -57,7 +58,7 @@ def merge(
     if (adapter is None) == (config is None):
         raise click.UsageError("give an adapter, or `--config FILE` for whole models")
     if config is not None:
-        report(_merge_models(home, config, target, branch, as_json), as_json=as_json)
+        report(_merge_models(home, config, target, seed=seed, branch=branch, as_json=as_json), as_json=as_json)
         return
     from modelyard.cli.progress import byte_bar
 
@@ -75,17 +76,15 @@ def merge(
     report(made, as_json=as_json)
 
 
-def _merge_models(home: Home, config: Path, target: str | None, branch: str, as_json: bool) -> Transformed:
+def _merge_models(
+    home: Home, config: Path, target: str | None, *, seed: int, branch: str, as_json: bool
+) -> Transformed:
     from modelyard.cli.progress import byte_bar
 
     if target is None:
         raise click.UsageError("`--config` needs `--to TARGET`: where the merged model goes")
-    if not config.is_file():
-        raise NotFoundError(f"there is no file `{config}`")
     with byte_bar("merging", quiet=as_json) as progress:
-        return home.open(create=True).merge_models(
-            config.read_text("utf-8"), place(target), branch=branch, progress=progress
-        )
+        return home.open(create=True).merge_models(config, place(target), seed=seed, branch=branch, progress=progress)
 
 
 @click.command()

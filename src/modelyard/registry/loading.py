@@ -62,13 +62,13 @@ def load(
         observe: Told of each stage when it ends: its name, seconds, bytes. `resolve` and `verify` are told from here, the
             others by `weights.load`.
     """
-    from modelyard.weights.hub import modern_names
+    from modelyard.weights.loading.legacy import modern_names
 
-    rest = modern_names(options)
+    rest = modern_names(options, of=_HUB_OPTIONS)
     with _timed(observe, "resolve"):
         sources = _sources(source, rest)
         found = {role: _find(context, each, rest, fetch) for role, each in sources.items()}
-        _add_base(context, found)
+        _add_base(context, found, sources[_MAIN], rest, fetch)
     versions = [each for each in found.values() if isinstance(each, Version)]
     _check_adapters(context, found)
     if observe is not None:
@@ -120,11 +120,20 @@ def _find(context: Context, source: Any, options: dict[str, Any], fetch: Fetch) 
 _HUB_OPTIONS = ("cache_dir", "revision", "token", "offline")
 
 
-def _add_base(context: Context, found: dict[str, Version | Path]) -> None:
-    """An adapter that is loaded by itself brings its base."""
+def _add_base(
+    context: Context, found: dict[str, Version | Path], source: object, options: dict[str, Any], fetch: Fetch
+) -> None:
+    """An adapter that is loaded by itself brings its base: a version's by its lineage, a hub's by the id that it names."""
+    from modelyard.weights import hub
+
     main = found[_MAIN]
-    if isinstance(main, Version) and main.kind == "adapter" and _BASE not in found:
-        found[_BASE] = adapter_base(context, main)
+    if _BASE in found:
+        return
+    if isinstance(main, Version):
+        if main.kind == "adapter":
+            found[_BASE] = adapter_base(context, main)
+    elif named := hub.named_base(main, source):
+        found[_BASE] = _find(context, named, {**options, "revision": None}, fetch)
 
 
 def _check_adapters(context: Context, found: dict[str, Version | Path]) -> None:

@@ -14,7 +14,7 @@ from modelyard.registry.deferred import deferred
 from modelyard.registry.transformation import Transformation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from modelyard.digest import Digest
     from modelyard.registry import lineage as _lineage
@@ -111,9 +111,10 @@ class Merging(Transformation):
 
     def merge_models(
         self,
-        config: Mapping[str, Any] | str,
+        config: str | Path,
         to: str | Path,
         *,
+        seed: int = 0,
         branch: str = "main",
         message: str = "",
         progress: Progress | None = None,
@@ -121,8 +122,9 @@ class Merging(Transformation):
         """Merge whole models as a mergekit configuration says.
 
         Args:
-            config: The configuration, or its YAML text. Where it names a model, that is a source as everywhere.
+            config: The configuration's YAML, or its file. Where it names a model, that is a source as everywhere.
             to: A repo or a new folder.
+            seed: What DARE draws from.
             branch: Which branch of the repo moves.
             message: For people.
             progress: Called with (bytes done, bytes in all).
@@ -134,7 +136,7 @@ class Merging(Transformation):
         from modelyard.weights.merge import mergekit, models
 
         asked = mergekit.read_mergekit(config)
-        found = {name: self._find(_written(name)) for name in asked.model_names()}
+        found = {name: self._find(_written(name)) for name in asked.models}
         operands = list(found.values())
         return _transforms.transform(
             self._home(),
@@ -142,9 +144,9 @@ class Merging(Transformation):
             operands,
             to,
             lambda out: models.merge_models(
-                asked, {name: each.files() for name, each in found.items()}, out, progress=progress
+                asked, out, sources={name: each.files() for name, each in found.items()}, seed=seed, progress=progress
             ),
-            options=asked.to_dict(),
+            options={"config": repr(asked), "seed": seed},
             kind="merged",
             edges=[("merged", each) for each in operands],
             branch=branch,

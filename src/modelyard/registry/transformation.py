@@ -7,7 +7,6 @@ Each method resolves its inputs, says what the result is and what it came from, 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.registry.deferred import deferred
@@ -21,10 +20,9 @@ if TYPE_CHECKING:
     from modelyard.registry import lineage as _lineage
     from modelyard.registry import transforms as _transforms
     from modelyard.registry.context import Context
-    from modelyard.registry.model import Kind, LineageType, Version
+    from modelyard.registry.model import Kind, Version
     from modelyard.registry.transforms import Operand, Transformed
-    from modelyard.weights.certificate import Certificate
-    from modelyard.weights.convert.rewriting import TensorPlan
+    from modelyard.weights.convert.planning import TensorPlan
 
     Source = str | Path | Version
     Progress = Callable[[int, int], None]
@@ -83,7 +81,7 @@ class Transformation:
             ModelError: The source is unsafe or broken, or has no such form.
             InputError: Options that do not go together.
         """
-        from modelyard.weights.convert import convert
+        from modelyard.weights.convert.forms import convert
 
         operand = self._find(source)
         options: dict[str, Any] = {
@@ -114,7 +112,7 @@ class Transformation:
         Raises:
             InputError: `no_plan`: pickles and GGUF files say what they hold only when they are converted.
         """
-        from modelyard.weights.convert import plan_convert
+        from modelyard.weights.convert.forms import plan_convert
 
         return plan_convert(self._find(source).files(), **options)
 
@@ -129,6 +127,7 @@ class Transformation:
         threads: int | None = None,
         branch: str = "main",
         message: str = "",
+        progress: Progress | None = None,
     ) -> Transformed:
         """A model in fewer bits a weight, compared with the model that it was made from.
 
@@ -141,6 +140,7 @@ class Transformation:
             threads: Compute threads.
             branch: Which branch of the repo moves.
             message: For people.
+            progress: Called with (steps done, steps in all).
 
         Raises:
             InputError: An unknown method, or one that this machine cannot run.
@@ -149,15 +149,16 @@ class Transformation:
         from modelyard.weights.quantize import quantize
 
         operand = self._find(source)
-        options = {"method": method, "tolerance": tolerance, "check": check}
-        return self._from_folder(
+        options: dict[str, Any] = {"method": method, "tolerance": tolerance, "check": check}
+        return _transforms.transform(
+            self._home(),
             "quantize",
-            operand,
+            [operand],
             to,
-            lambda folder, out: quantize(folder, out, threads=threads, **options),
+            lambda out: quantize(operand.files(), out, threads=threads, progress=progress, **options),
             options=options,
             kind="quantized",
-            edge="quantized",
+            edges=[("quantized", operand)],
             branch=branch,
             message=message or f"{operand.label} quantized by {method}",
             metadata={"method": method},
@@ -175,6 +176,7 @@ class Transformation:
         threads: int | None = None,
         branch: str = "main",
         message: str = "",
+        progress: Progress | None = None,
     ) -> Transformed:
         """A model in the form of another engine, compared with the model that it was made from.
 
@@ -188,6 +190,7 @@ class Transformation:
             threads: Compute threads.
             branch: Which branch of the repo moves.
             message: For people.
+            progress: Called with (steps done, steps in all).
 
         Raises:
             InputError: An unknown format or type; `missing_extra`: what makes it is not installed.
@@ -196,37 +199,20 @@ class Transformation:
         from modelyard.weights.export import export
 
         operand = self._find(source)
-        options = {"type": type, "task": task, "tolerance": tolerance}
-        return self._from_folder(
+        options: dict[str, Any] = {"type": type, "task": task, "tolerance": tolerance}
+        return _transforms.transform(
+            self._home(),
             "export",
-            operand,
+            [operand],
             to,
-            lambda folder, out: export(folder, out, format, threads=threads, **options),
+            lambda out: export(operand.files(), out, format, threads=threads, progress=progress, **options),
             options={"format": format, **options},
             kind="exported",
-            edge="exported",
+            edges=[("exported", operand)],
             branch=branch,
             message=message or f"{operand.label} exported as {format}",
             metadata={"format": format},
         )
-
-    def _from_folder(
-        self,
-        operation: str,
-        operand: Operand,
-        to: str | Path,
-        work: Callable[[Path, Path], Certificate],
-        *,
-        edge: LineageType,
-        **rest: Any,
-    ) -> Transformed:
-        """`transforms.transform` of one model, for libraries that take a folder."""
-        with ExitStack() as stack:
-
-            def run(out: Path) -> Certificate:
-                return work(operand.folder(stack), out)
-
-            return _transforms.transform(self._home(), operation, [operand], to, run, edges=[(edge, operand)], **rest)
 
     def _home(self) -> Context | None:
         """The yard; None on a `Bench`, which has folders only."""

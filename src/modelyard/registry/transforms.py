@@ -22,7 +22,6 @@ from modelyard.registry import certificates
 from modelyard.registry.commit import commit
 from modelyard.registry.contents import StoredFiles
 from modelyard.registry.leases import lease
-from modelyard.registry.links import linked_folder
 from modelyard.registry.locks import hold
 from modelyard.registry.model import Version
 from modelyard.registry.recency import note_use
@@ -98,18 +97,6 @@ class Operand:
             return StoredFiles(self.context.store, self.version)
         path = self._path()
         return SingleFile(path) if path.is_file() else FolderFiles(path)
-
-    def folder(self, stack: ExitStack) -> Path:
-        """A folder with its files for as long as `stack` is open, for libraries that take nothing else."""
-        if self.version is None or self.context is None:
-            return self._path()
-        if self.context.links is not None:
-            return linked_folder(self.context.store, self.context.links, self.version)
-        from modelyard.registry.checkout import checkout
-
-        copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelyard-"))) / "model"
-        checkout(self.context.store, self.version, copy)
-        return copy
 
     def _path(self) -> Path:
         if self.path is None:  # pragma: no cover  an operand has one of the two

@@ -13,7 +13,7 @@ from modelyard.weights.files import FolderFiles, SingleFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from modelyard.weights.convert.rewriting import TensorPlan
+    from modelyard.weights.convert.planning import TensorPlan
     from modelyard.weights.files import Files
 
     Progress = Callable[[int, int], None]
