@@ -20,24 +20,55 @@ from modelyard.weights.export.manifest import Graph, Manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modelyard.weights.model import Model
-
-__all__ = ["build"]
+__all__ = ["build", "refuse"]
 
 
-def build(model: Model, folder: Path, type: str) -> Manifest:  # noqa: A002  the name of `export`
-    """Write onnxruntime-genai's files for `model` into `folder`.
+def build(source: Path, folder: Path, type: str, *, architecture: str) -> Manifest:  # noqa: A002  the name of `export`
+    """Write onnxruntime-genai's files for the model of `source` into `folder`.
 
     Args:
-        model: Loaded from a folder, which the builder reads again.
+        source: The model's folder, which the builder loads itself.
         folder: Where to.
         type: Of the weights: `int4`, `int8` (blocks of 32 with a scale each) or `fp32`.
+        architecture: Its class; `refuse` let it pass.
 
     Raises:
-        ModelError: `not_exportable`: the builder does not know the architecture, its kernels cannot compute these sizes, or it failed; the message has what
-            it said.
+        ModelError: `not_exportable`: the builder failed; the message has what it said.
     """
-    name = str(model.core.__class__.__name__)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(source), "-o", str(folder), "-p", type, "-e", "cpu", "-c", scratch]
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+        raise ModelError(
+            f"{architecture} cannot be exported to genai: {lines[-1][:300]}", code="not_exportable", target="genai"
+        )
+    config = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
+    libraries = describe_machine("onnxruntime-genai", "onnxruntime", "transformers", "torch")["libraries"]
+    graph = Graph(config["decoder"]["filename"], ("input_ids", "attention_mask"), ())
+    return Manifest(
+        "genai",
+        type,
+        "text-generation",
+        architecture,
+        {"model": graph},
+        int(config["pad_token_id"]),
+        libraries,
+        "genai",
+    )
+
+
+def refuse(core: Any) -> None:
+    """Refuse a model that cannot become a folder of onnxruntime-genai.
+
+    Args:
+        core: The model of transformers.
+
+    Raises:
+        ModelError: `not_exportable`: the builder does not know its architecture, or the kernels cannot compute its sizes.
+    """
+    name, config = str(core.__class__.__name__), core.config
     known = supported_architectures("genai") or frozenset()
     if name not in known:
         raise ModelError(
@@ -46,28 +77,12 @@ def build(model: Model, folder: Path, type: str) -> Manifest:  # noqa: A002  the
             hint="export it to onnx or openvino instead",
             target="genai",
         )
-    _refuse_sizes(model.core.config, name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
-        command += ["-i", str(model.folder), "-o", str(folder), "-p", type, "-e", "cpu", "-c", scratch]
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        raise ModelError(
-            f"{name} cannot be exported to genai: {lines[-1][:300]}", code="not_exportable", target="genai"
-        )
-    config = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
-    libraries = describe_machine("onnxruntime-genai", "onnxruntime", "transformers", "torch")["libraries"]
-    graph = Graph(config["decoder"]["filename"], ("input_ids", "attention_mask"), ())
-    return Manifest("genai", type, model.task, name, {"model": graph}, int(config["pad_token_id"]), libraries, "genai")
-
-
-def _refuse_sizes(config: Any, name: str) -> None:
-    """The attention kernel of onnxruntime turns positions in blocks of 16 numbers a head."""
+    # The attention kernel of onnxruntime turns positions in blocks of 16 numbers a head.
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size % 16:
         raise ModelError(
-            f"{name} with heads of {size} numbers cannot be exported to genai: onnxruntime's GroupQueryAttention takes multiples of 16",
+            f"{name} with heads of {size} numbers cannot be exported to genai: onnxruntime's GroupQueryAttention takes"
+            " multiples of 16",
             code="not_exportable",
             hint="export it to onnx or openvino instead",
             target="genai",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
-from modelyard.weights.export.manifest import FILE, Manifest
+from modelyard.weights.export.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def run_job(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         tell: Told `{"stage": words}` as each step begins, and `{"written": True}` when all files are there.
 
     Returns:
-        Plain JSON: `task`, `architecture`, `checks`, `warnings`, `holds`, `matched`.
+        Plain JSON: `task`, `architecture`, `checks`, `warnings`, `graphs`.
 
     Raises:
         ModelError: As `load`; `not_exportable`; `export_broken`.
@@ -75,16 +75,30 @@ def run_job(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     batches = make_batches(model)
     tell({"stage": "record the source"})
     reference = record(TorchRunner(model), batches, tokens=TOKENS)
-    if not job.written:
-        _write(job, model, batches, folder, tell)
-        tell({"written": True})
-    found = {"task": model.task, "architecture": str(model.core.__class__.__name__), "warnings": _warnings(model)}
-    del model
+    found: dict[str, Any] = {
+        "task": model.task,
+        "architecture": str(model.core.__class__.__name__),
+        "warnings": _warnings(model),
+    }
+    if job.format == "genai" and not job.written:
+        from modelyard.weights.export import genai
+
+        genai.refuse(model.core)
+        del model  # the builder loads its own
+        gc.collect()
+        tell({"stage": "build"})
+        genai.build(Path(job.source), folder, job.type, architecture=found["architecture"]).write(folder)
+    else:
+        if not job.written:
+            _trace(job, model, batches, tell)
+        del model
     gc.collect()
+    if not job.written:
+        tell({"written": True})
     tell({"stage": "check"})
     checks = compare_export(folder, reference, batches, job)
-    holds = all(check.holds for check in checks)
-    return {**found, "checks": [check.to_dict() for check in checks], "holds": holds, "graphs": _graphs(folder)}
+    graphs = {role: asdict(each) for role, each in Manifest.read(folder).graphs.items()}
+    return {**found, "checks": [check.to_dict() for check in checks], "graphs": graphs}
 
 
 def compare_export(folder: Path, reference: Any, batches: Sequence[Batch], job: Job) -> list[Check]:
@@ -96,22 +110,12 @@ def compare_export(folder: Path, reference: Any, batches: Sequence[Batch], job: 
     return compare(reference, runner, batches, tolerance=job.tolerance, tokens=TOKENS)
 
 
-def _write(
-    job: Job, model: Model, batches: Sequence[Batch], folder: Path, tell: Callable[[dict[str, Any]], None]
-) -> None:
-    def stage(words: str) -> None:
-        tell({"stage": words})
+def _trace(job: Job, model: Model, batches: Sequence[Batch], tell: Callable[[dict[str, Any]], None]) -> None:
+    from modelyard.weights.export.tracing import trace
 
-    if job.format == "genai":
-        from modelyard.weights.export.genai import build
-
-        stage("build")
-        manifest = build(model, folder, job.type)
-    else:
-        from modelyard.weights.export.tracing import trace
-
-        manifest = trace(model, batches, folder, target=job.format, type=job.type, tell=stage)
-    manifest.write(folder)
+    folder = Path(job.folder)
+    made = trace(model, batches, folder, target=job.format, type=job.type, tell=lambda words: tell({"stage": words}))
+    made.write(folder)
 
 
 def _refuse_packed(model: Model) -> None:
@@ -139,9 +143,3 @@ def _warnings(model: Model) -> list[str]:
     if model.untrained is not None:
         said.append(f"the source holds {model.untrained.describe()}")
     return said
-
-
-def _graphs(folder: Path) -> dict[str, Any]:
-    return (
-        {role: asdict(each) for role, each in Manifest.read(folder).graphs.items()} if (folder / FILE).is_file() else {}
-    )

@@ -52,7 +52,7 @@ def trace(
 
     core = model.core
     layout = _layout(core, model.task)
-    exporter, config = _exporter(target, type)
+    exporter, config = _exporter(target, type, inside=layout == "decoder")
     components, graphs = {}, {}
     try:
         parts = _parts(layout, core, pick_sample(batches, core))
@@ -133,7 +133,8 @@ def _encoder_decoder(core: Any, sample: dict[str, Any]) -> Parts:
     return {"encoder": (encoder, encoded), "prefill": (core, given), "decode": (core, later)}
 
 
-def _exporter(target: str, type: str) -> tuple[Any, Any]:  # noqa: A002  the name of `export`
+def _exporter(target: str, type: str, *, inside: bool) -> tuple[Any, Any]:  # noqa: A002  the name of `export`
+    """The exporter and its configuration; `inside` keeps a decoder's cache in the graph where the target can."""
     from transformers.exporters import configs, exporter_onnx, exporter_openvino
 
     make: Any
@@ -141,7 +142,7 @@ def _exporter(target: str, type: str) -> tuple[Any, Any]:  # noqa: A002  the nam
         make = exporter_onnx.OnnxExporter
         return make(), configs.OnnxConfig(dynamic=True)
     make = exporter_openvino.OpenVINOExporter
-    return make(), configs.OpenVINOConfig(dynamic=True, compress_to_fp16=type == "fp16", stateful=False)
+    return make(), configs.OpenVINOConfig(dynamic=True, compress_to_fp16=type == "fp16", stateful=inside)
 
 
 def _describe(role: str, program: Any, sample: Mapping[str, Any], target: str) -> Graph:
