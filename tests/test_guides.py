@@ -12,7 +12,17 @@ import pytest
 from modelyard.cli.main import run
 
 GUIDES = Path(__file__).parent.parent / "docs" / "guides"
-PAGES = ("loading.md", "predicting.md", "predicting-media.md", "estimating.md", "diagnosing.md")
+PAGES = (
+    "loading.md",
+    "predicting.md",
+    "predicting-media.md",
+    "estimating.md",
+    "diagnosing.md",
+    "converting.md",
+    "merging.md",
+    "quantizing.md",
+    "exporting.md",
+)
 # What a page announces with "<!-- exits 8 -->" above a block: the exit code that each of its commands has.
 BLOCK = re.compile(r"(?:<!-- exits (\d+) -->\n)?^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -47,7 +47,8 @@ def doctor(
 
     Each finding has a code, which docs/guides/diagnosing.md explains, and the command that mends it.
 
-    Exit codes: 0 all well (notes aside), 3 warnings, 1 something is broken. With --fix, those of the mended copy.
+    Exit codes: 0 all well (notes aside), 3 warnings, 1 something is broken. With --fix, those of the mended copy; where
+    there is nothing that a copy would mend, none is written, and they are those of the original.
 
     \b
     Examples:
@@ -163,9 +164,22 @@ def _machine(home: Home, *, as_json: bool) -> int:
 
 
 def _mended(files: Files, out: Path, base: Files | None, target: str, *, as_json: bool) -> int:
-    from modelyard.weights.doctor import mend
+    from modelyard.errors import ModelError
+    from modelyard.weights.doctor import Mended, diagnose, mend
 
-    done = mend(files, out.expanduser(), base=base)
+    try:
+        done = mend(files, out.expanduser(), base=base)
+    except ModelError as error:
+        if error.code != "nothing_to_mend":
+            raise
+        # No fault of the command's: the answer is what is wrong, if anything is, and that nothing was written.
+        findings = diagnose(files, base=base, path=target)
+        if as_json:
+            output.json_object({"target": target, "to": None, **Mended(before=findings, after=findings).to_dict()})
+            return _exit_code(findings)
+        output.note(f"nothing to mend: {out} is not written")
+        _show(findings, target)
+        return _exit_code(findings)
     if as_json:
         output.json_object({"target": target, "to": str(out), **done.to_dict()})
         return _exit_code(done.after)

@@ -28,7 +28,7 @@ def bench(home: Home, target: str | None, *sources: str | None) -> Merging:
     from modelyard.app import open_bench
 
     given = [each for each in (target, *sources) if each is not None]
-    if target is not None and all(source_form(each) != "reference" for each in given):
+    if all(source_form(each) != "reference" for each in given):
         return open_bench(home.settings)
     return home.open(create=target is not None and source_form(target) == "reference")
 
