@@ -311,9 +311,12 @@ def _clear_unfinished(folder: Path, key: str) -> dict[str, dict[str, Any]]:
         state = json.loads((folder / _PROGRESS).read_text("utf-8"))
         if (state["format"], state["key"]) == (_FORMAT, key):
             done = state["files"]
-    for path in [path for path in folder.rglob("*") if not path.is_dir()]:
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
         name = path.relative_to(folder).as_posix()
-        if name != _PROGRESS and name not in done:
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name != _PROGRESS and name not in done:
             path.unlink()
     return done
 

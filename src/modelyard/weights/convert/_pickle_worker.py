@@ -1,12 +1,12 @@
-"""Turns pickled checkpoints into safetensors files, in a process of its own.
+"""Turns pickled checkpoints into safetensors files, or compares the two, in a process of its own.
 
-Started by `convert` as `python -I _pickle_worker.py REQUEST`, and not imported by it: it stands alone, so that an unpickling
+Started by `pickles` and `bins` as `python -I _pickle_worker.py REQUEST`, and not imported by it: it stands alone, so that an unpickling
 gone wrong meets nothing but this file, torch and safetensors. It limits itself before it opens anything: memory, processor time,
 file size, and no network where the kernel lets it. Only tensors are unpickled (`weights_only`).
 
-REQUEST is a JSON file with `jobs` (pairs of source and target path), `result` (a path), `tied`, `memory`, `seconds` and
-`file_size`; the outcome is written to `result` as JSON: `isolated`, and `made`, an object with `tensors`, `dropped` and `copied`
-for each job that was done. Where one fails, `error` and `message` are there too, and the rest are not tried.
+REQUEST is a JSON file with `task` (`convert` or `compare`), `jobs` (pairs of a pickle's path and its target's, or for `compare` a map from
+safetensors file to tensors), `result` (a path), `tied`, `memory`, `seconds` and `file_size`; the outcome is written to `result` as JSON: `isolated`, and `made`, an object with `tensors`, `dropped` and `copied`
+for each job that was done (for `compare`, `dropped` are the tensors that differ). Where one fails, `error` and `message` are there too, and the rest are not tried.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -31,7 +33,10 @@ def main(request_path: str) -> int:
     try:
         outcome["isolated"] = isolate(request)
         for source, target in request["jobs"]:
-            outcome["made"].append(convert(source, target, tied=request["tied"]))
+            compared = request["task"] == "compare"
+            outcome["made"].append(
+                compare(source, target) if compared else convert(source, target, tied=request["tied"])
+            )
     except Exception as error:  # noqa: BLE001  # the parent tells the kinds apart
         outcome |= {"error": type(error).__name__, "message": str(error)[:2000]}
     Path(request["result"]).write_text(json.dumps(outcome), "utf-8")
@@ -50,7 +55,12 @@ def isolate(request: dict[str, Any]) -> bool:
         hard = resource.getrlimit(limit)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (allowed, allowed))
-    unshare = getattr(ctypes.CDLL(None, use_errno=True), "unshare", None)
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "prctl"):
+        library.prctl(
+            _DEATH_SIGNAL, signal.SIGKILL
+        )  # who asked for it is gone: nobody may go on writing into its folder
+    unshare = getattr(library, "unshare", None)
     return unshare is not None and (unshare(_NEW_NET) == 0 or unshare(_NEW_USER | _NEW_NET) == 0)
 
 
@@ -73,6 +83,30 @@ def convert(source: str, target: str, *, tied: bool) -> dict[str, Any]:
     return {"tensors": sorted(owned), "dropped": sorted(dropped + heads), "copied": copied}
 
 
+def compare(pickled: str, wanted: dict[str, list[str]]) -> dict[str, Any]:
+    """Unpickle the tensors, and name those that have other dtypes, shapes or bits than those of the same names in safetensors files."""
+    import torch
+    from safetensors import safe_open
+
+    found, others = select(read(pickled))
+    differing = list(others)
+    for path, names in wanted.items():
+        with safe_open(path, "pt") as stored:
+            for name in names:
+                here, there = found.get(name), stored.get_tensor(name)
+                same = here is not None and (here.dtype, here.shape) == (there.dtype, there.shape)
+                if not same or not torch.equal(as_bytes(here), as_bytes(there)):
+                    differing.append(name)
+    return {"tensors": sorted(found), "dropped": sorted(differing), "copied": []}
+
+
+def as_bytes(tensor: Any) -> Any:
+    """A tensor's memory as unsigned bytes: equal bits, not equal numbers, which NaN and -0 would blur."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def read(source: str) -> Any:
     """Unpickle tensors only; mapped where the format allows, so that memory is what is touched."""
     import torch
@@ -86,13 +120,12 @@ def read(source: str) -> Any:
 
 
 def select(loaded: Any) -> tuple[dict[str, Any], list[str]]:
-    """The tensors by name, and the names of what is none. One wrapper around a state dict is taken off."""
+    """The tensors by name, and the names of what is none. Wrappers around a state dict, one in another, are taken off."""
     import torch
 
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
+    for _ in _WRAPPERS:
+        inner = [loaded[key] for key in _WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]
+        loaded = inner[0] if inner else loaded
     if not isinstance(loaded, dict):
         raise TypeError(f"it holds a {type(loaded).__name__}, not tensors by name")
     tensors = {}

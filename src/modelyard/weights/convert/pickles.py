@@ -2,7 +2,7 @@
 
 Unpickling is a separate act in a separate process: `convert_pickle` starts `_pickle_worker.py` without this process's
 environment, limited in memory, time and file size, and believes nothing of what comes back before our own reader passed
-it. The result is a fresh folder that appears whole or not at all.
+it. The result appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,23 +18,28 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modelyard.errors import ModelError, PickleError
-from modelyard.weights.carry import is_carried
+from modelyard.weights.carry import is_carried, list_parts
 from modelyard.weights.checks import check_weights, read_json
 from modelyard.weights.content import identify
 from modelyard.weights.files import Files, FolderFiles, SingleFile, check_name, show_name
 from modelyard.weights.headers import read_header
-from modelyard.weights.output import copy_file, fresh_folder, write_file
+from modelyard.weights.output import Work, copy_file, hash_file, key_of, resumable_folder, write_file
 
-__all__ = ["Conversion", "convert_pickle"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BATCH", "Conversion", "convert_pickle", "run_worker"]
 
 _WORKER = Path(__file__).with_name("_pickle_worker.py")
 _TRAINER_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(bin|pt|pth|pkl)"
 )
 _RESULT_LIMIT = 64 << 20
+BATCH = 1 << 30
+"""Bytes of pickles for one process: what was finished before is kept when it is interrupted."""
 
 
 @dataclass
@@ -70,14 +75,14 @@ def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int 
     Args:
         source: A folder with `pytorch_model.bin`, its shards and index, or `adapter_model.bin`; or a file (`.bin`, `.pt`, `.ckpt`).
         out: A folder that does not exist yet.
-        seconds: How long unpickling may take in all, in processor time and on the clock.
+        seconds: How long each process (of about a GB of pickles) may take, in processor time and on the clock.
         memory: Address space for it in bytes; None is 8 GiB plus four times the largest file.
 
     Raises:
         PickleError: A pickle needs code to be loaded (`pickle_code`), or is compressed or padded (`pickle_bomb`).
         ModelError: `nothing_to_convert`; `conversion_failed` (what the worker said); `incomplete_version` when the index
             and the shards disagree; or as `check_weights` for the result.
-        ConflictError, NoSpaceError: As `fresh_folder`.
+        BusyError, ConflictError, NoSpaceError: As `resumable_folder`; interrupted, the same call goes on.
     """
     files: Files = SingleFile(source) if source.is_file() else FolderFiles(source)
     names = files.names()
@@ -94,20 +99,22 @@ def convert_pickle(source: Path, out: Path, *, seconds: int = 3600, memory: int 
         )
     made = Conversion(converted=targets)
     tied = "config.json" in names and read_json(files, "config.json").get("tie_word_embeddings") is True
-    with fresh_folder(out) as folder:
-        if targets:
-            made.isolated = _unpickle(files, targets, folder, made, _Limits(seconds, memory, tied=tied))
+    parts = list_parts(files)
+    with resumable_folder(out, key_of("convert_pickle", {}, files)) as work:
+        for note in _unpickle(files, targets, work, _Limits(seconds, memory, tied=tied)):
+            made.dropped += note["dropped"]
+            made.copied += note["copied"]
+            made.isolated &= note["isolated"]
         for name in names:
-            if name in safe or (
-                name not in pickles and (is_carried(name) or name in {"README.md", "adapter_config.json"})
-            ):
+            carried = is_carried(name) or name in {"README.md", "adapter_config.json"} or name in parts
+            if name in safe or (name not in pickles and carried):
                 made.carried.append(name)
-                copy_file(files, name, folder)
+                copy_file(files, name, work.folder)
             elif name not in targets:
                 made.left.append(name)
         if len(targets) > 1:
-            _write_index(folder, list(targets.values()))
-        check_weights(FolderFiles(folder))
+            _write_index(work.folder, list(targets.values()))
+        check_weights(FolderFiles(work.folder))
     return made
 
 
@@ -159,34 +166,57 @@ class _Limits:
     tied: bool
 
 
-def _unpickle(files: Files, targets: dict[str, str], folder: Path, made: Conversion, limits: _Limits) -> bool:
-    """Convert every file in one process; whether it had no network."""
-    sizes = {name: files.size(name) for name in targets}
-    for name, size in sizes.items():
-        _refuse_bomb(files.path(name), size, f"{files.label}/{show_name(name)}")
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=folder) as scratch:
-        request, result = Path(scratch, "request.json"), Path(scratch, "result.json")
-        asked = {
-            "jobs": [(str(files.path(name)), str((folder / target).absolute())) for name, target in targets.items()],
-            "result": str(result.absolute()),
-            "tied": limits.tied,
-            "seconds": limits.seconds,
-            "memory": limits.memory or (8 << 30) + 4 * max(sizes.values()),
-            "file_size": 4 * max(sizes.values()) + (64 << 20),
-        }
-        request.write_text(json.dumps(asked), "utf-8")
-        complaint = _start(request, limits.seconds, files.label)
-        outcome = _read_outcome(result)
-    if outcome is None:
-        _fail(files.label, f"the converting process ended without a result{complaint}")
+def _unpickle(files: Files, targets: dict[str, str], work: Work, limits: _Limits) -> Iterator[dict[str, Any]]:
+    """Convert every file that is not converted yet, in processes of about a GB each; what each ended with."""
+    batch: list[str] = []
+    for place, name in enumerate(targets):
+        _refuse_bomb(files.path(name), files.size(name), f"{files.label}/{show_name(name)}")
+        note = work.finished(targets[name])
+        if note is not None:
+            yield note
+        else:
+            batch.append(name)
+        if batch and (sum(map(files.size, batch)) >= BATCH or place == len(targets) - 1):
+            yield from _convert_batch(files, {name: targets[name] for name in batch}, work, limits)
+            batch = []
+
+
+def _convert_batch(files: Files, targets: dict[str, str], work: Work, limits: _Limits) -> Iterator[dict[str, Any]]:
+    sizes = [files.size(name) for name in targets]
+    asked = {
+        "task": "convert",
+        "jobs": [(str(files.path(name)), str((work.folder / target).absolute())) for name, target in targets.items()],
+        "tied": limits.tied,
+        "seconds": limits.seconds,
+        "memory": limits.memory or (8 << 30) + 4 * max(sizes),
+        "file_size": 4 * max(sizes) + (64 << 20),
+    }
+    outcome = run_worker(asked, work.folder, files.label)
     for (name, target), done in zip(targets.items(), outcome["made"], strict=False):
-        if sorted(read_header(folder / target).tensors) != done["tensors"]:
+        if sorted(read_header(work.folder / target).tensors) != done["tensors"]:
             _fail(f"{files.label}/{show_name(name)}", "what was written is not what the converting process said")
-        made.dropped += map(str, done["dropped"])
-        made.copied += map(str, done["copied"])
+        note: dict[str, Any] = {key: [str(each) for each in done[key]] for key in ("dropped", "copied")}
+        note["isolated"] = bool(outcome["isolated"])
+        work.finish(target, hash_file(work.folder / target), note)
+        yield note
     if len(outcome["made"]) < len(targets):
         _explain(f"{files.label}/{show_name(list(targets)[len(outcome['made'])])}", outcome)
-    return bool(outcome["isolated"])
+
+
+def run_worker(asked: dict[str, Any], folder: Path, label: str) -> dict[str, Any]:
+    """Run `_pickle_worker` on a request, in a process that ends with it; its outcome, checked for its form only.
+
+    Raises:
+        ModelError: `conversion_failed`: it ended without an outcome, or took longer than `asked["seconds"]`.
+    """
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=folder) as scratch:
+        request, result = Path(scratch, "request.json"), Path(scratch, "result.json")
+        request.write_text(json.dumps(asked | {"result": str(result.absolute())}), "utf-8")
+        complaint = _start(request, asked["seconds"], label)
+        outcome = _read_outcome(result)
+    if outcome is None:
+        _fail(label, f"the converting process ended without a result{complaint}")
+    return outcome
 
 
 def _start(request: Path, seconds: int, label: str) -> str:
