@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.checkpoint import Checkpoint
 
-__all__ = ["combine"]
+__all__ = ["check_bases", "combine"]
 
 Progress = Callable[[int, int], None]
 
@@ -95,7 +95,7 @@ def combine(
     if saved not in {"refuse", "average"}:
         raise InputError(f"`saved` is `refuse` or `average`, not `{saved}`", code="bad_option")
     read = [read_adapter(files) for files in adapters]
-    _check_bases(read, same_base)
+    check_bases(read, same_base)
     work = _Combination(read, blend, rank, open_checkpoint(base) if base is not None else None)
     whole = _whole(read, saved)
     with fresh_folder(out) as folder:
@@ -225,7 +225,12 @@ class _Combination:
         )
 
 
-def _check_bases(adapters: list[Adapter], same_base: bool) -> None:
+def check_bases(adapters: Sequence[Adapter], same_base: bool) -> None:
+    """Refuse adapters of different bases or tasks, by what their configurations say.
+
+    Raises:
+        ModelError: `different_bases`.
+    """
     named = {str(each.options.values.get("base_model_name_or_path") or "") for each in adapters} - {""}
     if len(named) > 1 and not same_base:
         shown = " and ".join(f"`{show_name(name)}`" for name in sorted(named)[:3])

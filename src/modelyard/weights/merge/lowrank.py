@@ -40,12 +40,28 @@ class Factors:
         a: (r, in).
         error: The Frobenius norm of what was cut off, relative to that of the whole; 0.0 where nothing was.
         how: `whole` for a decomposition without approximation, `random projection`, or `none`.
+        values: The singular values that are kept, largest first; empty where none were taken.
     """
 
     b: Wide
     a: Wide
     error: float = 0.0
     how: str = "none"
+    values: tuple[float, ...] = ()
+
+    def error_at(self, rank: int) -> float:
+        """The relative error that a lower rank would have."""
+        kept = math.fsum(value * value for value in self.values)
+        if not kept:
+            return self.error
+        whole = kept / (1.0 - self.error * self.error)
+        dropped = math.fsum(value * value for value in self.values[rank:])
+        return math.sqrt(self.error * self.error + dropped / whole)
+
+    def least_rank(self, error: float) -> int:
+        """The lowest rank, at least 1, whose relative error is at most `error`; the whole rank where none is."""
+        ranks = range(1, len(self.values) + 1)
+        return next((rank for rank in ranks if self.error_at(rank) <= error), self.a.shape[0])
 
 
 def shorten(b: Wide, a: Wide, rank: int) -> Factors:
@@ -105,4 +121,4 @@ def _balanced(u: Wide, values: Wide, v: Wide, error: float, how: str) -> Factors
     roots = np.sqrt(values)
     largest = u[np.argmax(np.abs(u), axis=0), np.arange(u.shape[1])]
     signs = np.where(largest < 0, -1.0, 1.0)
-    return Factors(u * (roots * signs), v * (roots * signs)[:, None], error, how)
+    return Factors(u * (roots * signs), v * (roots * signs)[:, None], error, how, tuple(values.tolist()))

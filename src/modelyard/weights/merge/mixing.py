@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from modelyard.weights.checkpoint import Checkpoint, Shard
     from modelyard.weights.merge.pairing import Mix, Part
 
-__all__ = ["Mixed", "Mixer"]
+__all__ = ["Mixed", "Mixer", "check_finite"]
 
 BLOCK_ELEMENTS = 1 << 20
 """How many elements of each model are in memory at once."""
@@ -106,13 +106,7 @@ class Mixer:
         mixed = self._plan(mix)
         try:
             for made in self._blocks(mix, mixed):
-                bits, exponent = _EXPONENTS[mix.dtype]
-                if np.any((made.view(bits) & exponent) == exponent):
-                    raise ModelError(
-                        f"`{show_name(mix.name)}` cannot be merged: the result does not fit {mix.dtype}",
-                        code="infinite_result",
-                        hint="merge into bfloat16 or float32, or check the models: yard doctor MODEL",
-                    )
+                check_finite(made, mix.dtype, mix.name)
                 write(made.reshape(-1).view(np.uint8).data)
         except InputError as error:
             raise ModelError(f"`{show_name(mix.name)}` cannot be merged: {error.message}", code=error.code) from error
@@ -234,6 +228,21 @@ class Mixer:
                 self._open.popitem(last=False)[1].__exit__(None, None, None)
         self._open.move_to_end(key)
         return self._open[key]
+
+
+def check_finite(made: Array, dtype: str, name: str) -> None:
+    """Refuse a result that holds an infinity (or a NaN), which no model's weights may.
+
+    Raises:
+        ModelError: `infinite_result`, naming the tensor.
+    """
+    bits, exponent = _EXPONENTS[dtype]
+    if np.any((made.view(bits) & exponent) == exponent):
+        raise ModelError(
+            f"`{show_name(name)}` cannot be merged: the result does not fit {dtype}",
+            code="infinite_result",
+            hint="merge into bfloat16 or float32, or check what is merged: yard doctor MODEL",
+        )
 
 
 def _count(density: float, elements: int) -> int:
