@@ -7,7 +7,7 @@ experts' packed factors, and starts that rewrite the base. Reads adapters; write
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +18,14 @@ from modelyard.derivations.numbers import widen
 from modelyard.weights.checkpoint import Checkpoint, open_checkpoint
 from modelyard.weights.checks import check_weights
 from modelyard.weights.files import Files, show_name
-from modelyard.weights.merge.names import resolve_names
+from modelyard.weights.merge.plan import plan_adapter
 from modelyard.weights.merge.plan.keys import PREFIX, sort_keys
 from modelyard.weights.merge.plan.options import Options, read_options, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from modelyard.weights.merge.plan import Layout
 
 __all__ = ["Adapter", "Delta", "read_adapter"]
 
@@ -75,6 +77,7 @@ class Adapter:
     options: Options
     deltas: Mapping[str, Delta]
     whole: Mapping[str, str]
+    _sites: dict[int, dict[str, tuple[str, Layout]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -100,7 +103,7 @@ class Adapter:
             base: For a DoRA; unused by others.
 
         Raises:
-            ModelError: `no_base` or `no_match`; `dora` for an embedding or a convolution.
+            ModelError: `no_base`; `dora` for an embedding or a convolution; or as `plan_adapter`.
         """
         b, a = self.factors(delta)
         product = (b.astype(np.float64) * float(delta.scale)) @ a.astype(np.float64)
@@ -125,18 +128,29 @@ class Adapter:
         if delta.embedding or len(delta.a_shape) != 2:
             what = f"`{show_name(delta.module)}` is a DoRA of an embedding or a convolution, which is not combined"
             refuse(self.label, "dora", what)
-        name = f"{delta.module}.weight"
-        tensor = resolve_names([name], list(base.home), self.label)[name]
+        tensor, layout = self._site(delta, base)
         raw = base.read(tensor)
         weight = np.empty(raw.shape, np.float32)
         widen(raw, base.info(tensor).dtype, weight)
-        shape = base.info(tensor).shape
-        if delta.shape not in {shape, shape[::-1]}:
-            what = f"`{show_name(delta.module)}` makes {delta.shape}, and the base's weight is {shape}"
-            refuse(self.label, "bad_shape", what)
-        square = shape == shape[::-1]
-        turned = bool(self.options.values.get("fan_in_fan_out")) if square else shape != delta.shape
-        return (weight.T if turned else weight).astype(np.float64)
+        seen = weight.reshape(layout.shape)
+        return (seen.T if layout.transposed else seen).astype(np.float64)
+
+    def _site(self, delta: Delta, base: Checkpoint) -> tuple[str, Layout]:
+        """Where the module's weight lies in the base, which is asked for once."""
+        key = id(base)
+        if key not in self._sites:
+            plan = plan_adapter(base, self.weights)
+            self._sites[key] = {
+                site.module: (tensor, site.layout)
+                for tensor, sites in plan.sites.items()
+                for site in sites
+                if site.low_rank
+            }
+        tensor, layout = self._sites[key][delta.module]
+        if len(layout.rows) != layout.shape[0] or not isinstance(layout.b_rows, range):
+            what = f"`{show_name(delta.module)}` is a DoRA of a part of `{show_name(tensor)}`, which is not combined"
+            refuse(self.label, "dora", what)
+        return tensor, layout
 
 
 def read_adapter(files: Files) -> Adapter:
