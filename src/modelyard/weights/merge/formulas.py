@@ -16,15 +16,37 @@ if TYPE_CHECKING:
 
     from modelyard.weights.merge.plan import Site
 
-__all__ = ["apply_sites", "delta"]
+__all__ = ["Scratch", "apply_sites"]
 
-_PART = 1 << 19  # elements: with their float32 product and sum they fit a second-level cache
+# Elements at a time: with their float32 product and sum they stay in a cache, and torch does not yet share fewer than 32768 among
+# threads, whose waiting for each other costs more than these few operations. Reading and writing use the other cores meanwhile.
+_PART = 30_000
 
-Read = "Callable[[str], Tensor]"
+
+class Scratch:
+    """Float32 memory for products, used again from tensor to tensor. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, elements: int) -> Tensor:
+        """A vector of `elements`, its content undefined; the next call with the same name gives the same memory."""
+        import torch
+
+        held = self._held.get(name)
+        if held is None or held.numel() < elements:
+            held = self._held[name] = torch.empty(elements)
+        return held[:elements]
 
 
 def apply_sites(
-    weight: Tensor, sites: Sequence[Site], read: Callable[[str], Tensor], *, rounded: bool = False
+    weight: Tensor,
+    sites: Sequence[Site],
+    read: Callable[[str], Tensor],
+    scratch: Scratch,
+    *,
+    out: Tensor | None = None,
+    rounded: bool = False,
 ) -> Tensor:
     """The weight with all changes of its sites, in their order, in a tensor of the same dtype and shape.
 
@@ -32,26 +54,25 @@ def apply_sites(
         weight: As it lies on disk: float32, float16 or bfloat16. Not written to.
         sites: Its changes.
         read: An adapter's tensor by its key, in the file's dtype and shape.
+        scratch: Memory for products.
+        out: Where the result may be put; it is the tensor returned only where that could be done.
         rounded: Every product is rounded to the weight's dtype before it is added, as PEFT does for MiCA.
     """
     merged = weight
     for site in sites:
-        merged = _apply(merged, site, read, rounded=rounded)
+        merged = _apply(merged, site, read, scratch, out if site is sites[0] else None, rounded=rounded)
     return merged
 
 
-def delta(site: Site, read: Callable[[str], Tensor]) -> Tensor:
-    """Scale * B @ A as PEFT takes it, float32, in the layout of the tensor on disk; a convolution's has its kernel's axes.
-
-    Args:
-        site: A low-rank one.
-        read: As `apply_sites` has it.
-    """
-    product = _product(site, read)
-    return product.mul_(float(site.scale))
-
-
-def _apply(weight: Tensor, site: Site, read: Callable[[str], Tensor], *, rounded: bool) -> Tensor:
+def _apply(
+    weight: Tensor,
+    site: Site,
+    read: Callable[[str], Tensor],
+    scratch: Scratch,
+    out: Tensor | None,
+    *,
+    rounded: bool,
+) -> Tensor:
     import torch
 
     if site.kind == "replaced":
@@ -64,21 +85,21 @@ def _apply(weight: Tensor, site: Site, read: Callable[[str], Tensor], *, rounded
         merged += _take(read(site.tensors["bias"]).float(), site.layout.b_rows) * float(site.scale)
         return merged
     if site.dora:
-        return _dora(weight, site, read)
-    merged, given = torch.empty_like(weight), weight
-    seen = merged
+        return _dora(weight, site, read, scratch)
+    merged = torch.empty_like(weight) if out is None or not weight.is_contiguous() else out
+    seen, given = merged, weight
     if site.kind in {"linear", "expert"} and len(site.layout.rows) != weight.shape[0]:
         merged.copy_(weight)
         first, last = site.layout.rows.start, site.layout.rows.stop
         seen, given = (each.view(site.layout.shape)[first:last] for each in (merged, weight))
-    product = _product(site, read)
+    product = _product(site, read, scratch)
     if site.module.endswith(".base_layer.out_proj"):
         # Half of a MultiheadAttention's doubled change is added as rounded, and then the other half as it is.
         half = float(site.scale) / 2
-        _add(given, product, half, seen, rounded=True)
-        _add(seen, product, half, seen, rounded=False)
+        _add(given, product, half, seen, scratch, rounded=True)
+        _add(seen, product, half, seen, scratch, rounded=False)
     else:
-        _add(given, product, float(site.scale), seen, rounded=rounded or _is_rounded(site))
+        _add(given, product, float(site.scale), seen, scratch, rounded=rounded or _is_rounded(site))
     return merged
 
 
@@ -104,7 +125,7 @@ def _take(values: Tensor, rows: range | tuple[int, ...]) -> Tensor:
     return values[list(rows)]
 
 
-def _product(site: Site, read: Callable[[str], Tensor]) -> Tensor:
+def _product(site: Site, read: Callable[[str], Tensor], scratch: Scratch) -> Tensor:
     """B @ A as a view of the tensor on disk, not yet scaled; the whole product of the module, cut afterwards."""
     import torch
 
@@ -117,7 +138,7 @@ def _product(site: Site, read: Callable[[str], Tensor]) -> Tensor:
         b = b.reshape(b.shape[0], -1, layout.experts)[:, :, layout.expert]
         whole = torch.bmm(b[None], a[None])[0]
     else:
-        whole = b @ a
+        whole = torch.mm(b, a, out=scratch.take("product", b.shape[0] * a.shape[1]).view(b.shape[0], a.shape[1]))
     whole = _take(whole, layout.b_rows)
     return whole.T if layout.transposed else whole
 
@@ -132,24 +153,33 @@ def _convolve(a: Tensor, b: Tensor) -> Tensor:
     return made
 
 
-def _add(weight: Tensor, product: Tensor, scale: float, merged: Tensor, *, rounded: bool) -> None:
-    """Merged = weight + scale * product, by parts; each element is rounded where PEFT rounds it."""
+def _add(weight: Tensor, product: Tensor, scale: float, merged: Tensor, scratch: Scratch, *, rounded: bool) -> None:
+    """Put weight + scale * product into `merged`, by parts; each element is rounded where PEFT rounds it."""
     import torch
 
-    width = max(weight[0].numel(), 1) if weight.shape[0] else 1
-    rows = max(_PART // width, 1)
-    for start in range(0, weight.shape[0], rows):
-        part = product[start : start + rows] * scale
+    if all(each.is_contiguous() for each in (weight, product, merged)):
+        weight, product, merged = (each.view(-1) for each in (weight, product, merged))
+    height = weight.shape[0]
+    width = weight[0].numel() if height else 0
+    rows = max(_PART // max(width, 1), 1)
+    parts, totals = (scratch.take(name, rows * width) for name in ("part", "total"))
+    for start in range(0, height, rows):
+        given = weight[start : start + rows]
+        part, total = (each[: given.numel()].view(given.shape) for each in (parts, totals))
+        torch.mul(product[start : start + rows], scale, out=part)
         if rounded:
-            part = part.to(weight.dtype)
-        torch.add(weight[start : start + rows], part, out=merged[start : start + rows])
+            part.copy_(part.to(weight.dtype))
+        # The sum in float32 and then rounded once, as torch adds tensors of two dtypes.
+        total.copy_(given)
+        total.add_(part)
+        merged[start : start + rows].copy_(total)
 
 
-def _dora(weight: Tensor, site: Site, read: Callable[[str], Tensor]) -> Tensor:
+def _dora(weight: Tensor, site: Site, read: Callable[[str], Tensor], scratch: Scratch) -> Tensor:
     """(magnitude / norm of each output's row) * (W + d), with PEFT's strides, since the order of a sum follows them."""
     import torch
 
-    magnitude, change = read(site.tensors["magnitude"]).float(), delta(site, read)
+    magnitude, change = read(site.tensors["magnitude"]).float(), _product(site, read, scratch).mul_(float(site.scale))
     if site.kind == "conv":
         norm = (weight + change).norm(p=2, dim=tuple(range(1, weight.ndim)), keepdim=True).transpose(1, 0)
         factor = (magnitude / norm).view(-1, *(1,) * (weight.ndim - 1))

@@ -17,10 +17,10 @@ from modelyard.errors import ModelError
 from modelyard.weights.certificate import THIS_MACHINE, Certificate, describe_machine
 from modelyard.weights.checks import read_json
 from modelyard.weights.files import show_name
-from modelyard.weights.merge.formulas import apply_sites
+from modelyard.weights.merge.formulas import Scratch, apply_sites
 from modelyard.weights.merge.names import is_head, is_input_embedding
 from modelyard.weights.merge.starts import repeat_start
-from modelyard.weights.merge.whole import Job, SourceShard, write_shard
+from modelyard.weights.merge.whole import Buffers, Job, SourceShard, write_shard
 from modelyard.weights.shards import TensorSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_torch", "merge_peft", "torch_threads"]
 
-_COMPARED = 1 << 20
+_COMPARED = 1 << 18
 _LIBRARIES = ("torch", "peft", "transformers")
 
 
@@ -127,6 +127,8 @@ class _Merger:
     progress: Callable[[int, int], None] | None
     done: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
+    scratch: Scratch = field(default_factory=Scratch)
+    buffers: Buffers = field(default_factory=Buffers)
 
     def write(self, name: str, work: Work) -> dict[str, Any]:
         """Write one shard and finish it; its note."""
@@ -135,8 +137,10 @@ class _Merger:
             specs = [TensorSpec(each, info.dtype, info.shape) for each, info in source.header.in_file_order()]
             added = self._added_to(name)
             specs += [TensorSpec(each, self.plan.added[each].dtype, self.plan.added[each].shape) for each in added]
-            path = work.folder / name
-            digest = write_shard(path, specs, self._jobs(source, specs, added), source.header.metadata, self._advance)
+            path, jobs = work.folder / name, self._jobs(source, specs, added)
+            digest = write_shard(
+                path, specs, jobs, self.buffers, metadata=source.header.metadata, progress=self._advance
+            )
             note = {"base": source.digest(), "changes": self.changes}
         work.finish(name, digest, note)
         return note
@@ -151,28 +155,15 @@ class _Merger:
     def _jobs(self, source: SourceShard, specs: Sequence[TensorSpec], added: Sequence[str]) -> Iterator[Job]:
         for spec in specs:
             sites = self.plan.sites.get(spec.name, ())
+            change = _Change(spec, sites, self)
             if spec.name in added:
-                yield Job(lambda spec=spec: self._start_of(spec), self._change(spec, sites))  # type: ignore[misc]
+                yield Job(spec.size, change.begin, change.compute if sites else None, change.check if sites else None)
+            elif sites and spec.size:
+                yield source.change(spec.name, change.compute, change.check)
             else:
-                yield from source.jobs(spec.name, self._change(spec, sites) if sites and spec.size else None)
+                yield from source.keep(spec.name)
 
-    def _start_of(self, spec: TensorSpec) -> Bytes:
-        origin = self.plan.added[spec.name].source
-        if origin is None:
-            return np.zeros(spec.size, np.uint8)
-        return self.base.read(origin).reshape(-1).view(np.uint8)
-
-    def _change(self, spec: TensorSpec, sites: Sequence[Site]) -> Callable[[Bytes], Bytes]:
-        def change(raw: Bytes) -> Bytes:
-            weight = as_tensor(raw, spec.dtype, spec.shape)
-            started = weight if self.before is None else self.before(weight, sites)
-            merged = apply_sites(started, sites, self._read, rounded=self.rounded).contiguous()
-            self.changes.append(describe_change(spec, sites) | {"changed": compare_finite(weight, merged, spec.name)})
-            return as_bytes(merged)
-
-        return change
-
-    def _read(self, key: str) -> Tensor:
+    def read(self, key: str) -> Tensor:
         info = self.adapter.info(key)
         return as_tensor(self.adapter.read(key).reshape(-1).view(np.uint8), info.dtype, info.shape).clone()
 
@@ -181,6 +172,34 @@ class _Merger:
         if self.progress is not None:
             total = sum(info.end - info.start for head in self.base.shards.values() for info in head.tensors.values())
             self.progress(min(self.done, total), total)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor that changes: its three jobs."""
+
+    spec: TensorSpec
+    sites: Sequence[Site]
+    merger: _Merger
+
+    def begin(self, buffer: Bytes) -> None:
+        """Fill in what a tensor that the base has not starts from."""
+        origin = self.merger.plan.added[self.spec.name].source
+        buffer[:] = 0 if origin is None else self.merger.base.read(origin).reshape(-1).view(np.uint8)
+
+    def compute(self, raw: Bytes, room: Bytes) -> Bytes:
+        """The merged tensor's bytes."""
+        merger = self.merger
+        weight, out = (as_tensor(each, self.spec.dtype, self.spec.shape) for each in (raw, room))
+        if merger.before is not None:
+            weight = merger.before(weight, self.sites)
+        merged = apply_sites(weight, self.sites, merger.read, merger.scratch, out=out, rounded=merger.rounded)
+        return room if merged is out else as_bytes(merged.contiguous())
+
+    def check(self, raw: Bytes, made: Bytes) -> None:
+        """Count what changed and refuse what is not finite."""
+        changed = count_changed(raw, made, self.spec)
+        self.merger.changes.append(describe_change(self.spec, self.sites) | {"changed": changed})
 
 
 def as_tensor(raw: Bytes, dtype: str, shape: Sequence[int]) -> Tensor:
@@ -201,23 +220,21 @@ def as_bytes(tensor: Tensor) -> Bytes:
     return made
 
 
-def compare_finite(before: Tensor, after: Tensor, name: str) -> int:
+def count_changed(before: Bytes, after: Bytes, spec: TensorSpec) -> int:
     """How many elements have other bits than before.
 
     Raises:
-        ModelError: `infinite_result`: the result is not finite where the weight was.
+        ModelError: `infinite_result`: a number of the result is not finite.
     """
-    import torch
-
-    bits = {4: torch.int32, 2: torch.int16}[after.element_size()]
+    bits, exponent = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}[spec.dtype]
+    olds, news = before.view(bits), after.view(bits)
     changed = 0
-    olds, news = before.reshape(-1), after.reshape(-1)
-    for start in range(0, news.numel(), _COMPARED):
+    for start in range(0, news.size, _COMPARED):
         old, new = olds[start : start + _COMPARED], news[start : start + _COMPARED]
-        changed += int((old.view(bits) != new.view(bits)).sum())
-        if not bool(torch.isfinite(new).all()):
+        changed += int(np.count_nonzero(old != new))
+        if int((new & np.array(exponent, bits)).max()) == exponent:
             raise ModelError(
-                f"`{show_name(name)}` cannot be merged: the result has numbers that are not finite",
+                f"`{show_name(spec.name)}` cannot be merged: the result has numbers that are not finite",
                 code="infinite_result",
                 hint="cast the base to bfloat16 or float32 first, or check the adapter's values: yard doctor ADAPTER",
             )

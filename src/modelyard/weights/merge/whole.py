@@ -28,17 +28,51 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["Job", "SourceShard", "write_shard"]
+__all__ = ["Buffers", "Job", "SourceShard", "write_shard"]
 
 _PIECE = 4 << 20
 
 
+class Buffers:
+    """Memory that is used again: a large block costs more to get from the system, page by page, than to fill.
+
+    Lists serve as pools: `append` and `pop` are atomic.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Bytes] = []
+
+    def take(self, size: int) -> Bytes:
+        """A buffer of exactly `size` bytes, its content undefined."""
+        for number in range(len(self._free)):
+            if self._free[number].size >= size:
+                return self._free.pop(number)[:size]
+        if self._free:
+            self._free.pop()  # too small: let it go, so that there are never more than are in use at once
+        return np.empty(size, np.uint8)
+
+    def give(self, *buffers: Bytes) -> None:
+        """Put buffers back."""
+        for buffer in buffers:
+            self._free.append(buffer if buffer.base is None else buffer.base)
+
+
 @dataclass(frozen=True)
 class Job:
-    """The next bytes of a file: `read` (in a thread of its own) and then `compute` (in the caller's), None to write what was read."""
+    """The next bytes of a file.
 
-    read: Callable[[], Bytes]
-    compute: Callable[[Bytes], Bytes] | None = None
+    Attributes:
+        size: How many are read.
+        read: Fills a buffer of that size; in a thread of its own.
+        compute: Makes bytes of what was read, into a buffer of the same size where it can; in the caller's thread. None keeps
+            what was read.
+        check: Looks at what was read and what was made; in a third thread.
+    """
+
+    size: int
+    read: Callable[[Bytes], None]
+    compute: Callable[[Bytes, Bytes], Bytes] | None = None
+    check: Callable[[Bytes, Bytes], None] | None = None
 
 
 class SourceShard:
@@ -63,23 +97,27 @@ class SourceShard:
     def __exit__(self, *_: object) -> None:
         self._shard.__exit__(None, None, None)
 
-    def jobs(self, tensor: str, compute: Callable[[Bytes], Bytes] | None = None) -> Iterator[Job]:
-        """One tensor's jobs: whole where it is computed, in pieces where its bytes stay. To be run in the order of the file."""
+    def keep(self, tensor: str) -> Iterator[Job]:
+        """One tensor's jobs where its bytes stay: in pieces. Tensors are to be taken in the order of the file."""
         info = self.header.tensors[tensor]
-        step = max(info.end - info.start, 1) if compute is not None else _PIECE
-        for start in range(info.start, info.end, step):
-            yield Job(self._reader(start, min(step, info.end - start)), compute)
+        for start in range(info.start, info.end, _PIECE):
+            yield Job(min(_PIECE, info.end - start), self._reader(start))
+
+    def change(
+        self, tensor: str, compute: Callable[[Bytes, Bytes], Bytes], check: Callable[[Bytes, Bytes], None]
+    ) -> Job:
+        """One tensor's job where it is computed: whole."""
+        info = self.header.tensors[tensor]
+        return Job(info.end - info.start, self._reader(info.start), compute, check)
 
     def digest(self) -> str:
         """The digest of the file, once all its tensors were read."""
         return self._hash.hexdigest()
 
-    def _reader(self, start: int, size: int) -> Callable[[], Bytes]:
-        def read() -> Bytes:
-            buffer = np.empty(size, np.uint8)
+    def _reader(self, start: int) -> Callable[[Bytes], None]:
+        def read(buffer: Bytes) -> None:
             self._shard.read_into(buffer.data, start)
             self._hash.update(buffer.data)
-            return buffer
 
         return read
 
@@ -88,6 +126,8 @@ def write_shard(
     path: Path,
     specs: Sequence[TensorSpec],
     jobs: Iterable[Job],
+    buffers: Buffers,
+    *,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Digest:
@@ -97,6 +137,7 @@ def write_shard(
         path: The file, which must not exist.
         specs: Its tensors.
         jobs: What makes their bytes.
+        buffers: Memory for what is read and made.
         metadata: The header's metadata.
         progress: Called with the bytes that were written since the last call.
     """
@@ -105,12 +146,19 @@ def write_shard(
         ThreadPoolExecutor(1, "read") as reads,
         ThreadPoolExecutor(1, "write") as writes,
     ):
+
+        def finish(job: Job, raw: Bytes, made: Bytes) -> None:
+            if job.check is not None:
+                job.check(raw, made)
+            writer.write(made.data)
+            buffers.give(raw, *(() if made is raw else (made,)))
+
         writing: Future[None] | None = None
-        for job, raw in _read_ahead(jobs, reads):
-            made = raw if job.compute is None else job.compute(raw)
+        for job, raw in _read_ahead(jobs, reads, buffers):
+            made = raw if job.compute is None else job.compute(raw, buffers.take(raw.size))
             if writing is not None:
                 writing.result()
-            writing = writes.submit(writer.write, made.data)
+            writing = writes.submit(finish, job, raw, made)
             if progress is not None:
                 progress(made.size)
         if writing is not None:
@@ -118,12 +166,18 @@ def write_shard(
     return writer.digest()
 
 
-def _read_ahead(jobs: Iterable[Job], reads: ThreadPoolExecutor) -> Iterator[tuple[Job, Bytes]]:
+def _read_ahead(jobs: Iterable[Job], reads: ThreadPoolExecutor, buffers: Buffers) -> Iterator[tuple[Job, Bytes]]:
     """The jobs with what they read, the next one being read meanwhile."""
+
+    def read(job: Job) -> Bytes:
+        buffer = buffers.take(job.size)
+        job.read(buffer)
+        return buffer
+
     waiting: deque[tuple[Job, Future[Bytes]]] = deque()
     try:
         for job in jobs:
-            waiting.append((job, reads.submit(job.read)))
+            waiting.append((job, reads.submit(read, job)))
             if len(waiting) > 1:
                 first, future = waiting.popleft()
                 yield first, future.result()
