@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelyard.weights import parity
+from modelyard.weights.checkpoint import open_checkpoint
 from modelyard.weights.checks import read_json
 from modelyard.weights.folders import as_files, as_folder
+from modelyard.weights.loading.dtypes import stored_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +35,8 @@ PROMPTS = (
 # sums; one in 16 bits also by the rounding of each weight and of each activation. What is wrong differs by about its scale.
 _FLOAT32, _HALF = 1e-3, 0.1
 
+_ALLOW = ("preprocessor",)  # weights alone can be merged, and seeded inputs need no tokenizer
+
 
 def prove(
     base: Files | Path | str,
@@ -42,7 +46,7 @@ def prove(
     prompts: Sequence[str] | None = None,
     tolerance: float | None = None,
     tokens: int = 16,
-    dtype: str = "auto",
+    dtype: str | None = None,
     threads: int | None = None,
 ) -> list[parity.Check]:
     """Measure an adapter attached to its base against the two merged.
@@ -53,10 +57,12 @@ def prove(
         merged: The merged model's folder.
         prompts: Texts to compute, for a task that reads texts; by default `PROMPTS` where the adapter or its base has a tokenizer.
             Without one, and for pictures and sounds, the inputs are `parity.fixed_inputs`.
-        tolerance: Largest difference that holds, relative to the output's largest magnitude; by default 0.001 where float32 is
-            computed and 0.1 in 16 bits. Of a quantized base the differences are measured and nothing is asked of them.
+        tolerance: Largest difference that holds, relative to the output's largest magnitude; by default 0.001 where the merged
+            weights are float32 and 0.1 where they are 16 bits. Of a quantized base the differences are measured and nothing is asked
+            of them: what is lost there depends on the answer that was chosen.
         tokens: Greedy tokens to compare, of models that write text; 0 for none.
-        dtype: What is computed in, as `load` takes it. `auto` maps the files and needs the least memory.
+        dtype: What is computed in, as `load` takes it. By default float32, which shows what the merge rounded and not what
+            activations do; `auto`, which maps the files, where float32 would take more than half of the memory that is left.
         threads: Compute threads of torch in this process; None leaves them as they are.
 
     Returns:
@@ -68,21 +74,34 @@ def prove(
     """
     from modelyard.weights.load import load
 
-    packed = "quantization_config" in read_json(as_files(base), "config.json")
+    files = as_files(base)
+    packed = "quantization_config" in read_json(files, "config.json")
+    dtype = dtype or ("auto" if packed else _pick_dtype(files))
     with as_folder(base) as base_folder, as_folder(adapter) as adapter_folder, as_folder(merged) as merged_folder:
-        attached = load(adapter_folder, base=base_folder, dtype=dtype, threads=threads)
+        attached = load(adapter_folder, base=base_folder, dtype=dtype, threads=threads, allow=_ALLOW)
         try:
             task, batches = attached.task, _make_batches(attached, prompts)
-            computes = str(attached.core.dtype).removeprefix("torch.")
             reference = parity.record(parity.TorchRunner(attached), batches, tokens=tokens)
         finally:
             attached.release()
-        held = tolerance if tolerance is not None or packed else _FLOAT32 if computes == "float32" else _HALF
-        whole = load(merged_folder, task=task, dtype=dtype if packed else computes, threads=threads)
+        held = tolerance
+        if tolerance is None and not packed:
+            exact = stored_dtype(merged_folder) == "float32" and dtype in {"float32", "auto"}
+            held = _FLOAT32 if exact else _HALF
+        whole = load(merged_folder, task=task, dtype=dtype, threads=threads, allow=_ALLOW)
         try:
             return parity.compare(reference, parity.TorchRunner(whole), batches, tolerance=held, tokens=tokens)
         finally:
             whole.release()
+
+
+def _pick_dtype(base: Files) -> str:
+    """float32 where the base fits in it twice, else what it is in."""
+    from modelyard.weights.estimate.machine import find_machine
+
+    elements = sum(info.elements for shard in open_checkpoint(base).shards.values() for info in shard.tensors.values())
+    here = find_machine("cpu")
+    return "float32" if here is None or 8 * elements <= here.available else "auto"
 
 
 def _make_batches(model: Model, prompts: Sequence[str] | None) -> list[parity.Batch]:

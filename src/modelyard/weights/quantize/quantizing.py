@@ -38,6 +38,7 @@ __all__ = ["quantize"]
 _LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes")
 _STAGES = 4  # the source is computed, quantized, written, and computed again from disk
 _SHOWN = 6
+_ALLOW = ("preprocessor",)  # weights alone can be quantized, and seeded inputs need no tokenizer
 
 
 def quantize(
@@ -149,7 +150,7 @@ def _record(folder: Path, tokens: int, threads: int | None) -> tuple[parity.Reco
     """What the source says of its fixed inputs, as anybody loads it; the model is gone afterwards."""
     from modelyard.weights.load import load
 
-    model = load(folder, threads=threads)
+    model = load(folder, threads=threads, allow=_ALLOW)
     try:
         batches = parity.fixed_inputs(model.task, model)
         return parity.record(parity.TorchRunner(model), batches, tokens=tokens), batches
@@ -191,7 +192,9 @@ def _save_quantized(job: _Job, target: Path) -> tuple[dict[str, Any], list[str]]
     from modelyard.weights.loading.translate import translated
 
     wanted = job.dtype or stored_dtype(job.folder) or "float32"
-    model = load(job.folder, quantization=make_config(job.method, wanted), dtype=wanted, threads=job.threads)
+    model = load(
+        job.folder, quantization=make_config(job.method, wanted), dtype=wanted, threads=job.threads, allow=_ALLOW
+    )
     try:
         found = quantization.describe(model.model, job.method.name)
         if not found.tensors:
@@ -245,7 +248,7 @@ def _compare(
     from modelyard.weights.load import load
 
     reference, batches = recorded
-    model = load(folder)
+    model = load(folder, allow=_ALLOW)
     try:
         checks = parity.compare(reference, parity.TorchRunner(model), batches, tolerance=tolerance, tokens=tokens)
     finally:
