@@ -16,6 +16,7 @@ from modelyard.derivations import (
     apply_cast,
     apply_dare,
     apply_dare_2,
+    apply_dora,
     apply_linear,
     apply_lora,
     apply_ties,
@@ -64,6 +65,10 @@ def golden_digests(**how: int) -> dict[str, str]:
             base, a, b = inputs(dtype, transposed=transposed)
             out = apply_lora(base, dtype, a, b, lora_scale(7, 5), transposed=transposed, **how)
             made[f"lora/1 {dtype}{' transposed' if transposed else ''}"] = digest(out)
+            scaled = apply_dora(
+                base, dtype, a, b, numbers("M", 40), scale=lora_scale(7, 5), transposed=transposed, **how
+            )
+            made[f"dora/1 {dtype}{' transposed' if transposed else ''}"] = digest(scaled)
     for from_ in STORAGE:
         for to in STORAGE:
             made[f"cast/1 {from_} to {to}"] = digest(apply_cast(inputs(from_)[0], from_, to, **how))

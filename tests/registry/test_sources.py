@@ -97,7 +97,7 @@ def test_every_tensor_of_a_merge_is_computed_or_shared(
 def test_an_adapter_that_has_no_exact_merge_offers_nothing_and_says_why(bench: Bench, tmp_path: Path) -> None:
     """What `plan_adapter` refuses is a note, and the version is kept in another way."""
     base = bench.yard.commit(folder(bench, weights()), "team/base", kind="base")
-    source = bench.write({"adapter_config.json": json.dumps({"peft_type": "LORA", "use_dora": True, "r": 2})})
+    source = bench.write({"adapter_config.json": json.dumps({"peft_type": "LORA", "use_qalora": True, "r": 2})})
     save(source / "adapter_model.safetensors", {"base_model.model.a.lora_A.weight": weights()["a.weight"]})
     adapter = bench.yard.commit(source, "team/adapter", kind="adapter", from_=[("finetuned", base)])
     made = bench.yard.commit(
@@ -105,7 +105,7 @@ def test_an_adapter_that_has_no_exact_merge_offers_nothing_and_says_why(bench: B
     )
     found, sources = offers(bench, made, tmp_path)
     assert operations(found) == [()] * 5
-    assert any("DoRA" in note for note in sources.notes)
+    assert any("QALoRA" in note for note in sources.notes)
     outdate(bench)
     assert bench.yard.compact(idle_days=0).segments["delta"] == 4
 

@@ -12,6 +12,7 @@ array([[ 7., 13.]], dtype=float32)
 
 from modelyard.derivations.cast import apply_cast
 from modelyard.derivations.dare import apply_dare, dare_key
+from modelyard.derivations.dora import Dora, apply_dora
 from modelyard.derivations.election import Tally, apply_dare_2, apply_ties_2
 from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import Lora, apply_lora, lora_scale
@@ -21,6 +22,7 @@ from modelyard.derivations.params import (
     cast_params,
     dare_2_params,
     dare_params,
+    dora_params,
     linear_params,
     lora_params,
     ties_2_params,
@@ -32,6 +34,7 @@ from modelyard.derivations.ties import apply_ties
 __all__ = [
     "OPERATIONS",
     "STORAGE",
+    "Dora",
     "Lora",
     "Operands",
     "Tally",
@@ -39,6 +42,7 @@ __all__ = [
     "apply_cast",
     "apply_dare",
     "apply_dare_2",
+    "apply_dora",
     "apply_linear",
     "apply_lora",
     "apply_ties",
@@ -48,6 +52,7 @@ __all__ = [
     "dare_2_params",
     "dare_key",
     "dare_params",
+    "dora_params",
     "linear_params",
     "lora_params",
     "lora_scale",
@@ -56,5 +61,5 @@ __all__ = [
     "ties_params",
 ]
 
-OPERATIONS = ("lora/1", "cast/1", "linear/1", "ties/1", "dare/1", "ties/2", "dare/2")
+OPERATIONS = ("lora/1", "cast/1", "linear/1", "ties/1", "dare/1", "ties/2", "dare/2", "dora/1")
 """The operations that exist, by name and version."""

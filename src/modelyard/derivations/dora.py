@@ -13,8 +13,9 @@ other; in a weight stored (in, out) a row of the formula is a column of the file
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from modelyard.derivations.lora import BLOCK_ELEMENTS, Floats, Lora
 from modelyard.derivations.numbers import (
@@ -27,6 +28,9 @@ from modelyard.derivations.numbers import (
     share,
 )
 from modelyard.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Dora", "apply_dora"]
 
@@ -147,8 +151,8 @@ def apply_dora(
     a: Floats,
     b: Floats,
     magnitude: Floats,
-    scale: np.float32,
     *,
+    scale: np.float32,
     transposed: bool = False,
     block_elements: int = BLOCK_ELEMENTS,
     threads: int = 1,

@@ -31,6 +31,7 @@ __all__ = [
     "cast_params",
     "dare_2_params",
     "dare_params",
+    "dora_params",
     "linear_params",
     "lora_params",
     "ties_2_params",
@@ -64,6 +65,7 @@ def lora_params(
     row: int = 0,
     rows: int | None = None,
     transposed: bool = False,
+    b_columns: range | None = None,
 ) -> dict[str, Any]:
     """Params of `lora/1`, without `roles` (which are `w`, the segment's part of the weight, and all of `a` and `b`).
 
@@ -77,11 +79,12 @@ def lora_params(
         row: Which row of the tensor this segment starts with.
         rows: How many rows the whole tensor has; this segment's, if not given.
         transposed: The weight is stored (in, out).
+        b_columns: Which columns of the buffer `b` make B, where it holds those of several experts; None is all.
 
     Raises:
         InputError: `bad_number`, for a scale that is not finite.
     """
-    return {
+    made: dict[str, Any] = {
         "operation": "lora/1",
         "dtype": dtype,
         "shape": list(shape),
@@ -93,6 +96,21 @@ def lora_params(
         "scale": binary32_text(scale),
         "transposed": int(transposed),
     }
+    if b_columns is not None and (b_columns.start, b_columns.step) != (0, 1):
+        made |= {"b_first": b_columns.start, "b_step": b_columns.step}
+    return made
+
+
+def dora_params(lora: Mapping[str, Any], m_dtype: str) -> dict[str, Any]:
+    """Params of `dora/1`, without `roles` (those of `lora/1`, and all of the magnitude as `m`).
+
+    A weight stored (in, out) is one segment, since its norms run through all its rows.
+
+    Args:
+        lora: What `lora_params` gives for the same segment.
+        m_dtype: What the magnitude is stored as, (out,).
+    """
+    return {**lora, "operation": "dora/1", "m_dtype": m_dtype}
 
 
 def cast_params(from_: str, to: str) -> dict[str, Any]:
@@ -263,6 +281,10 @@ class Params:
     def integer(self, key: str, least: int = 0, most: int = _LARGEST) -> int:
         """An integer from `least` to `most`."""
         return self._integer(self._params.get(key), key, least, most)
+
+    def integer_or(self, key: str, missing: int, least: int = 0, most: int = _LARGEST) -> int:
+        """An integer as `integer`; `missing` where the key is not there."""
+        return self.integer(key, least, most) if key in self._params else missing
 
     def _integer(self, value: Any, key: str, least: int, most: int) -> int:
         if type(value) is not int or not least <= value <= most:

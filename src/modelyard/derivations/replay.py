@@ -11,12 +11,14 @@ says; that is the caller's to check. This module knows no segments, packs or dig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from modelyard.derivations.cast import apply_cast
 from modelyard.derivations.dare import apply_dare
+from modelyard.derivations.dora import apply_dora
 from modelyard.derivations.election import Tally, apply_dare_2, apply_ties_2
 from modelyard.derivations.linear import apply_linear
 from modelyard.derivations.lora import apply_lora
@@ -27,6 +29,7 @@ from modelyard.derivations.params import (
     cast_params,
     dare_2_params,
     dare_params,
+    dora_params,
     linear_params,
     lora_params,
     ties_2_params,
@@ -40,6 +43,7 @@ __all__ = [
     "cast_params",
     "dare_2_params",
     "dare_params",
+    "dora_params",
     "linear_params",
     "lora_params",
     "replay",
@@ -49,6 +53,8 @@ __all__ = [
 
 MAX_SEGMENT = 64 << 20
 """The most bytes that a segment has."""
+
+_MOST_EXPERTS = 1 << 16
 
 Roles = Mapping[str, bytes]
 
@@ -102,25 +108,73 @@ def _check_size(read: Params, dtype: str, elements: int, size: int) -> None:
         raise read.refuse(f"{elements} elements of {dtype} are not the segment's {size} bytes")
 
 
-def _replay_lora(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+@dataclass(frozen=True)
+class _Factors:
+    """What `lora/1` and `dora/1` read alike: a segment's rows of a weight, and the factors' parts that make them."""
+
+    dtype: str
+    weight: Array
+    a: Array
+    b: Array
+    scale: np.float32
+    transposed: bool
+    row: int
+    all_rows: int
+
+
+def _read_factors(read: Params, roles: Roles, size: int, *others: str) -> _Factors:
     dtype, (rows, columns) = read.dtype(), read.shape()
     _check_size(read, dtype, rows * columns, size)
     all_rows = read.integer("rows", rows)
     row = read.integer("row", 0, all_rows - rows)
     rank = read.integer("rank", 1)
     transposed = bool(read.integer("transposed", 0, 1))
-    w, a, b = _take(read, roles, "w", "a", "b")
+    w, a, b, *_ = _take(read, roles, "w", "a", "b", *others)
     weight = _view(read, "w", w, dtype, rows, columns)
     inner, outer = (all_rows, columns) if transposed else (columns, all_rows)
     a_dtype, b_dtype = read.dtype("a_dtype"), read.dtype("b_dtype")
-    left, right = _view(read, "a", a, a_dtype, rank, inner), _view(read, "b", b, b_dtype, outer, rank)
+    left = _view(read, "a", a, a_dtype, rank, inner)
+    first, step = read.integer_or("b_first", 0, 0, _MOST_EXPERTS), read.integer_or("b_step", 1, 1, _MOST_EXPERTS)
+    if first >= step:
+        raise read.refuse("`b_first` is not below `b_step`")
+    right = _view(read, "b", b, b_dtype, outer, rank * step)[:, first::step]
     if transposed:
         left = left[:, row : row + rows]
     else:
         right = right[row : row + rows]
     # Only the rows at hand are widened: a piece of a large tensor does not pay for all of B again.
     factors = apply_cast(left, a_dtype, "F32"), apply_cast(right, b_dtype, "F32")
-    out = apply_lora(weight, dtype, *factors, read.number("scale"), transposed=transposed, threads=threads)
+    return _Factors(dtype, weight, *factors, read.number("scale"), transposed, row, all_rows)
+
+
+def _replay_lora(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    given = _read_factors(read, roles, size)
+    out = apply_lora(
+        given.weight, given.dtype, given.a, given.b, given.scale, transposed=given.transposed, threads=threads
+    )
+    return out.tobytes()
+
+
+def _replay_dora(read: Params, roles: Roles, size: int, threads: int) -> bytes:
+    given = _read_factors(read, roles, size, "m")
+    rows, columns = given.weight.shape
+    if given.transposed and rows != given.all_rows:
+        raise read.refuse("a part of a weight stored (in, out) has not all that its norms need")
+    dtype = read.dtype("m_dtype")
+    magnitude = _view(read, "m", roles["m"], dtype, columns if given.transposed else given.all_rows)
+    if not given.transposed:
+        magnitude = magnitude[given.row : given.row + rows]
+    wide = apply_cast(magnitude, dtype, "F32")
+    out = apply_dora(
+        given.weight,
+        given.dtype,
+        given.a,
+        given.b,
+        wide,
+        scale=given.scale,
+        transposed=given.transposed,
+        threads=threads,
+    )
     return out.tobytes()
 
 
@@ -199,6 +253,7 @@ def _read_operands(read: Params, roles: Roles, size: int, *, with_base: bool = F
 
 _OPERATIONS: Mapping[str, Callable[[Params, Roles, int, int], bytes]] = {
     "lora/1": _replay_lora,
+    "dora/1": _replay_dora,
     "cast/1": _replay_cast,
     "linear/1": _replay_linear,
     "ties/1": _replay_ties,

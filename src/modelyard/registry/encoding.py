@@ -184,7 +184,9 @@ def rebuild_rate(params: Mapping[str, Any], *, clock: Callable[[], float] = time
     By the time that the processor gave this thread, so that what else runs on the machine does not decide how bytes are kept.
     """
     roles = tuple(sorted(params["roles"]))
-    kinds = tuple(str(params.get(key)) for key in ("a_dtype", "b_dtype", "from", "base_dtype", "rank", "transposed"))
+    kinds = tuple(
+        str(params.get(key)) for key in ("a_dtype", "b_dtype", "m_dtype", "from", "base_dtype", "rank", "transposed")
+    )
     key = (params["operation"], params["dtype"], roles, kinds)
     with _MEASURING:
         if key not in _RATES:
@@ -201,12 +203,14 @@ def _measure(params: Mapping[str, Any], clock: Callable[[], float]) -> float:
     columns = 2048
     rows = _RATE_BYTES // width // columns
     made = {**params, "roles": {}}
-    if params["operation"] == "lora/1":
-        made |= {"shape": [rows, columns], "row": 0, "rows": rows}
+    if params["operation"] in {"lora/1", "dora/1"}:
+        made |= {"shape": [rows, columns], "row": 0, "rows": rows, "b_first": 0, "b_step": 1}
         rank = int(params["rank"])
         inner, outer = (rows, columns) if params["transposed"] else (columns, rows)
         sizes = {"w": (dtype, rows * columns)}
         sizes |= {"a": (str(params["a_dtype"]), rank * inner), "b": (str(params["b_dtype"]), outer * rank)}
+        if "m" in params["roles"]:
+            sizes["m"] = (str(params["m_dtype"]), outer)
     else:
         if "element" in made:
             made["element"] = 0

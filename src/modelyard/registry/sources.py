@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import InputError, YardError
 from modelyard.registry.hints import Hint
+from modelyard.registry.merge_offers import plan_offers
 from modelyard.registry.places import HeaderFiles, Places, Slice, TensorPlace
 from modelyard.registry.relatives import Relatives, is_adapter, named_version, relatives_of
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from modelyard.catalog.versions import VersionRecord
     from modelyard.registry.context import Context
     from modelyard.weights.checkpoint import Checkpoint
-    from modelyard.weights.merge.adapter import Site
 
 __all__ = ["Derivation", "Offer", "Sources"]
 
@@ -151,47 +151,21 @@ class Sources:
                     self._note(record, error)
 
     def _merge(self, model: VersionRecord, adapter: VersionRecord) -> _Deriver:
-        """What `merge_lora` of these two would do to each tensor."""
+        """What a merge of these two would do to each tensor."""
         from modelyard.weights.checkpoint import open_checkpoint
-        from modelyard.weights.merge.adapter import plan_adapter
+        from modelyard.weights.merge.plan import plan_adapter
 
         base: Checkpoint = open_checkpoint(HeaderFiles(self._places, model, self._folder))
         factors = open_checkpoint(HeaderFiles(self._places, adapter, self._folder), "adapter_model")
-        plan = plan_adapter(base, factors)
-        weights, given = self._tensors_of(model), self._tensors_of(adapter)
+        offers = plan_offers(
+            plan_adapter(base, factors), self._tensors_of(model), self._tensors_of(adapter), self._part
+        )
 
         def derive(range_: _Range) -> Derivation | None:
-            site, key = plan.sites.get(range_.name), plan.replaced.get(range_.name)
-            if site is not None and range_.name in weights:
-                return self._lora(range_, site, weights[range_.name], given)
-            return self._cast(range_, given[key]) if key is not None and key in given else None
+            found = offers.offer(range_.name, range_.place, range_.start, range_.end)
+            return _derivation(*found) if found is not None else None
 
         return derive
-
-    def _lora(
-        self, range_: _Range, site: Site, weight: TensorPlace, given: Mapping[str, TensorPlace]
-    ) -> Derivation | None:
-        from modelyard.derivations.replay import lora_params
-
-        place, a, b = range_.place, given.get(site.a), given.get(site.b)
-        if a is None or b is None or not _same(weight, place) or not range_.place.rows:
-            return None
-        row_bytes = (place.end - place.start) // place.rows
-        if range_.start % row_bytes or range_.end % row_bytes:
-            return None  # a piece of a row; no tensor that a LoRA changes has rows that long
-        params = lora_params(
-            place.dtype,
-            ((range_.end - range_.start) // row_bytes, place.columns),
-            rank=site.rank,
-            scale=float(site.scale),
-            a_dtype=a.dtype,
-            b_dtype=b.dtype,
-            row=range_.start // row_bytes,
-            rows=place.rows,
-            transposed=site.transposed,
-        )
-        roles = {"w": self._part(weight, range_.start, range_.end), "a": self._part(a), "b": self._part(b)}
-        return _derivation(params, roles)
 
     def _casts(self, lineage: Relatives) -> Iterator[_Deriver]:
         for model in lineage.models:

@@ -1,5 +1,8 @@
-"""Merging: new weights from several, exactly. One method per file; each writes a folder and returns a certificate."""
+"""Merging: new weights from several, exactly or as others do. One method per module; each writes a folder and returns a certificate."""
 
-from modelyard.weights.merge.lora import MergeCertificate, merge_lora
+from modelyard.weights.certificate import Certificate
+from modelyard.weights.merge.merging import merge, merge_lora
 
-__all__ = ["MergeCertificate", "merge_lora"]
+MergeCertificate = Certificate
+
+__all__ = ["MergeCertificate", "merge", "merge_lora"]

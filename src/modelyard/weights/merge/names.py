@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelyard.errors import ModelError
-from modelyard.weights.files import show_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -71,43 +70,3 @@ def add_prefix(
     if len(fitting) > 1:
         raise ModelError(f"`{label}` cannot be merged: its names fit the base in two ways", code="ambiguous_names")
     return plain | (fitting[0] if fitting else {})
-
-
-def resolve_names(wanted: Sequence[str], present: Sequence[str], label: str) -> dict[str, str]:
-    """Each wanted tensor name to the one on disk.
-
-    Raises:
-        ModelError: `no_match`, listing names without a counterpart; `ambiguous_names` when two prefixes would fit.
-    """
-    known = set(present)
-    missing = [name for name in wanted if name not in known]
-    if not missing:
-        return {name: name for name in wanted}
-    found: list[dict[str, str]] = []
-    firsts = {name.partition(".")[0] for name in missing}
-    if len(firsts) == 1 and not any(name.startswith(f"{next(iter(firsts))}.") for name in known):
-        found.append({name: name.partition(".")[2] for name in missing})
-    found += [{name: f"{prefix}.{name}" for name in missing} for prefix in {name.partition(".")[0] for name in present}]
-    fitting = [names for names in found if known.issuperset(names.values())]
-    if len(fitting) > 1:
-        raise ModelError(f"`{label}` cannot be merged: its names fit the base in two ways", code="ambiguous_names")
-    if not fitting:
-        _refuse(missing, wanted, present, label)
-    resolved = {name: fitting[0].get(name, name) for name in wanted}
-    if len(set(resolved.values())) != len(resolved):
-        raise ModelError(f"`{label}` cannot be merged: two of its names mean one tensor", code="ambiguous_names")
-    return resolved
-
-
-def _refuse(missing: Sequence[str], wanted: Sequence[str], present: Sequence[str], label: str) -> None:
-    what = "none" if len(missing) == len(wanted) else f"only {len(wanted) - len(missing)}"
-    shown = ", ".join(f"`{show_name(name)}`" for name in missing[:3])
-    there = ", ".join(f"`{show_name(name)}`" for name in sorted(present)[:3])
-    raise ModelError(
-        f"`{label}` cannot be merged: {what} of its {len(wanted)} tensors are in the base, which lacks {shown}"
-        f" (it has {there}, ...)",
-        code="no_match",
-        hint="merge into the base it was trained on; an architecture that stores its tensors under other names than its"
-        " modules' is not supported yet",
-        missing=list(missing[:100]),
-    )

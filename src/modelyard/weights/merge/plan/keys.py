@@ -136,5 +136,7 @@ def _add_whole(made: Keys, name: str, key: str, options: Options) -> None:
 
 
 def _is_saved(tensor: str, saved: Iterable[str]) -> bool:
-    parts = f".{tensor.rpartition('.')[0]}."
-    return any(f".{name}." in parts for name in saved)
+    """Whether a module that holds this tensor ends as one of `saved`: PEFT asks no more (`norm` is every `..._layernorm`, too)."""
+    parts = tensor.split(".")[:-1]
+    holders = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return any(holder.endswith(name) for holder in holders for name in saved)

@@ -52,6 +52,8 @@ class Builder:
         a, b = (self._factor(factors.roles[role]) for role in "AB")
         pieces = self.disk.pieces(name)
         rank, alpha = self.options.rank_and_alpha(factors.module)
+        if len(a.shape) > 2 and b.shape[1] != a.shape[0]:
+            self._refuse_groups(factors.module)
         if a.shape[0] != rank or b.shape[1] != rank:
             self._refuse_rank(factors.module, rank, a, b)
         scale = self.options.scale(factors.module, rank, alpha)
@@ -137,8 +139,7 @@ class Builder:
         if len(weight.shape) > 2 and len(a.shape) == len(weight.shape):
             kind = "conv"
             if weight.shape[1] != a.shape[1]:
-                why = "it is a grouped convolution, whose weight is no product of the factors"
-                refuse(self.options.label, "conv", f"`{show_name(factors.module)}`: {why}")
+                self._refuse_groups(factors.module)
             if weight.shape[1:] != a.shape[1:] or prod(b.shape[2:]) != 1:
                 self._refuse_shape(factors.module, (outer, *a.shape[1:]), weight.shape)
         elif len(weight.shape) != 2 or len(a.shape) != 2 or len(b.shape) != 2:
@@ -255,6 +256,10 @@ class Builder:
     def _refuse_rank(self, module: str, rank: int, a: TensorInfo, b: TensorInfo) -> None:
         what = f"`{show_name(module)}` has the rank {rank} in its configuration, and factors of {a.shape} and {b.shape}"
         refuse(self.options.label, "rank_mismatch", what)
+
+    def _refuse_groups(self, module: str) -> None:
+        why = "it is a grouped convolution, whose weight is no product of the factors (PEFT does not merge it either)"
+        refuse(self.options.label, "conv", f"`{show_name(module)}`: {why}")
 
     def _refuse_shape(self, module: str, made: Sequence[int], there: Sequence[int]) -> None:
         what = f"`{show_name(module)}` makes {tuple(made)}, and the base's tensor has {tuple(there)}"

@@ -20,7 +20,7 @@ from modelyard.weights.merge.plan.site import Plan
 from modelyard.weights.merge.plan.tied import part_tied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from modelyard.weights.checkpoint import Checkpoint
     from modelyard.weights.merge.plan.heads import Head
@@ -31,8 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["plan_adapter"]
 
 
-def plan_adapter(base: Checkpoint, adapter: Checkpoint) -> Plan:
+def plan_adapter(base: Checkpoint, adapter: Checkpoint, config: Mapping[str, Any] | None = None) -> Plan:
     """Match an adapter with its base, completely or not at all.
+
+    Args:
+        base: The tensors that are merged into.
+        adapter: The adapter's.
+        config: The base's configuration; None reads its config.json.
 
     Raises:
         ModelError: `unsupported_adapter` or an option's name (no change of weights, and why); `quantized_base`; `no_match` (keys
@@ -41,7 +46,8 @@ def plan_adapter(base: Checkpoint, adapter: Checkpoint) -> Plan:
             contradicts itself).
     """
     options = read_options(adapter.files)
-    config = read_json(base.files, "config.json") if "config.json" in base.files.names() else {}
+    if config is None:
+        config = read_json(base.files, "config.json") if "config.json" in base.files.names() else {}
     if config.get("quantization_config"):
         refuse(
             base.files.label,
