@@ -41,7 +41,7 @@ class TensorPlan:
         name, shape: Of the tensor as it will be.
         file: Where it will be.
         before, after: Its dtype, as safetensors calls it.
-        operation: `copy`, `cast/1`, or what the layout does first: `rename`, `join`, `cut`, with `+ cast/1` where both happen.
+        operation: `copy`, `cast/1`, or what the layout does first: `rename`, `join`, `cut` or `turn`, with `+ cast/1` where both happen.
         size: Its bytes, afterwards.
         sources: The tensors of the source that it is made of.
     """
