@@ -32,7 +32,8 @@ def make_batches(model: Model) -> list[Batch]:
     Raises:
         ModelError: `no_fixed_inputs`: none can be made for the task.
     """
-    batches = [_with_types(batch, model.core) for batch in fixed_inputs(model.task, model)]
+    found = _pairs(model) if model.task == "zero-shot-image-classification" else fixed_inputs(model.task, model)
+    batches = [_with_types(batch, model.core) for batch in found]
     window = sliding_window(model.core.config)
     if window is not None and window + 4 <= _LONGEST and model.task == "text-generation":
         batches.append(_beyond(batches[0], window + 4))
@@ -81,6 +82,18 @@ def sliding_window(config: Any) -> int | None:
     kinds = getattr(text, "layer_types", None)
     used = any("sliding" in str(kind) for kind in kinds) if kinds else getattr(text, "use_sliding_window", True)
     return int(window) if isinstance(window, int) and used else None
+
+
+def _pairs(model: Model) -> list[Batch]:
+    """Three texts of different lengths, padded on the right, against two pictures: what CLIP and its kind compare."""
+    texts = next(each for each in fixed_inputs("text-classification", model.tokenizer, model.config) if each.rows > 1)
+    pictures = fixed_inputs("image-classification", model.processor.image_processor, model.config)
+    taken = inspect.signature(model.core.forward).parameters
+    words = {name: values for name, values in texts.inputs.items() if name in taken}
+    return [
+        Batch({**words, "pixel_values": each.inputs["pixel_values"]}, None, f"three texts and {each.name}")
+        for each in pictures
+    ]
 
 
 def _with_types(batch: Batch, core: Any) -> Batch:
