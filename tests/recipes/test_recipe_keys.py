@@ -13,8 +13,8 @@ import pytest
 from modelyard.errors import BusyError, InputError, InternalError
 from modelyard.recipes.fingerprints import Fingerprints
 from modelyard.recipes.keys import Inputs, changes, installed
-from modelyard.registry.locks import hold
 from modelyard.recipes.memory import Memory
+from modelyard.registry.locks import hold
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import yaml
 from modelyard.errors import DataError, InputError, ModelError, NotFoundError, PickleError, RecipeError, RefError
 from modelyard.recipes import DataSection, load_recipe
 from modelyard.recipes.cards import card
-from modelyard.recipes.operations import evaluate_reference, import_model, merge_reference, train_only
+from modelyard.recipes.operations import evaluate_reference, import_model, train_only
 from modelyard.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,21 +25,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 TASK = {"name": "exact-match", "max_new_tokens": 4, "batch_size": 4}
 
 
-def test_a_merge_by_hand_is_the_recipe_s(finished: RunResult, yard: Yard, home: Path) -> None:
+def test_a_merge_by_hand_is_the_recipe_s(finished: RunResult, yard: Yard) -> None:
     """Merging the recipe's adapter again gives the version that is there; into another repo, the same weights."""
     merged = yard.resolve(finished.versions["merged"]["name"])
-    again = merge_reference(yard, "team/tiny@adapter", runs=home / "runs")
+    again = yard.merge("team/tiny@adapter", check=False)
+    assert again.version is not None
     assert again.version.id == merged.id
-    assert (again.base, again.adapter) == ("team/base@v1", finished.versions["adapter"]["name"])
-    other = merge_reference(yard, "team/tiny@adapter", runs=home / "runs", to="team/other", threads=2)
+    assert again.sources == (finished.versions["adapter"]["name"], "team/base@v1")
+    other = yard.merge("team/tiny@adapter", "team/other", threads=2, check=False)
+    assert other.version is not None
     assert other.version.file("model.safetensors") == merged.file("model.safetensors")
-    assert other.to_dict()["certificate"]["operation"] == "lora/1"
+    assert other.to_dict()["certificate"]["operation"] == "merge"
 
 
-def test_only_an_adapter_is_merged(finished: RunResult, yard: Yard, home: Path) -> None:
+def test_the_recipe_keeps_the_merge_s_certificate(finished: RunResult, yard: Yard) -> None:
+    """What the merge did and how far the merged model is from base and adapter is beside the version; no gate sees it."""
+    (certificate,) = yard.certificates(finished.versions["merged"]["name"])
+    assert certificate["exactness"] == "everywhere"
+    assert certificate["checks"]
+    assert all(check["holds"] for check in certificate["checks"])
+
+
+def test_only_an_adapter_is_merged(finished: RunResult, yard: Yard) -> None:
     """A base or merged version is refused, with what would do."""
     with pytest.raises(ModelError, match="is no adapter"):
-        merge_reference(yard, "team/base", runs=home / "runs")
+        yard.merge("team/base")
 
 
 def test_an_evaluation_is_not_done_twice(finished: RunResult, yard: Yard) -> None:

@@ -115,9 +115,20 @@ def test_names_of_yesterday_reach_the_hub(stub: HubStub, bench: Bench) -> None:
     assert stub.asked == []
 
 
-def test_an_adapter_of_a_hub_brings_the_base_that_it_names(stub: HubStub, folders: dict[str, Path]) -> None:
-    """Its adapter_config.json names a hub's id, which is fetched from the same hub."""
-    assert said(modelyard.load("hf://org/fr")) == said(modelyard.load(folders["fr"], base=folders["base"]))
+def test_an_adapter_of_a_hub_brings_the_base_that_it_names(
+    stub: HubStub, folders: dict[str, Path], bench: Bench
+) -> None:
+    """Its adapter_config.json names a hub's id, which is fetched from the same hub, through a yard too; one given counts."""
+    from modelyard.app import hub_access
+    from modelyard.settings import Settings
+
+    expected = said(modelyard.load(folders["fr"], base=folders["base"]))
+    yard = bench.open(hub=partial(hub_access, Settings.from_environment()))
+    assert said(modelyard.load("hf://org/fr")) == expected
+    assert said(yard.load("hf://org/fr", revision="main")) == expected
+    stub.asked.clear()
+    assert said(yard.load("hf://org/fr", base=folders["base"])) == expected
+    assert stub.asked == ["GET /api/models/org/fr"]
 
 
 def test_a_reference_needs_a_yard(kept: dict[str, Version]) -> None:

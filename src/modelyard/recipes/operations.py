@@ -18,7 +18,6 @@ from modelyard.recipes.schema import DataSection, Recipe, data_section
 from modelyard.recipes.sources import HubSource, VersionFile, is_path, parse_base, parse_data
 from modelyard.recipes.steps.data import file_in
 from modelyard.recipes.steps.evaluate import evaluate_version, evaluation_inputs
-from modelyard.recipes.steps.merge import merge_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from modelyard.registry import Kind, Version, Yard
     from modelyard.training.config import TrainConfig
 
-__all__ = ["EvaluationResult", "MergeResult", "evaluate_reference", "import_model", "merge_reference", "train_only"]
+__all__ = ["EvaluationResult", "evaluate_reference", "import_model", "train_only"]
 
 
 @dataclass(frozen=True)
@@ -60,33 +59,6 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for `--json`."""
         return {**asdict(self), "interval": list(self.interval)}
-
-
-@dataclass(frozen=True)
-class MergeResult:
-    """A merged version, and the proof of the merge.
-
-    Attributes:
-        version: The merged version.
-        base: The base's name.
-        adapter: The adapter's name.
-        certificate: `MergeCertificate` as plain values.
-    """
-
-    version: Version
-    base: str
-    adapter: str
-    certificate: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for `--json`."""
-        return {
-            "id": str(self.version.id),
-            "name": self.version.name,
-            "base": self.base,
-            "adapter": self.adapter,
-            "certificate": self.certificate,
-        }
 
 
 def import_model(
@@ -278,48 +250,3 @@ def _result(outputs: Mapping[str, Any], *, cached: bool, dataset: Version | None
         n=outputs["n"],
         dataset=dataset.name if dataset is not None else None,
     )
-
-
-def merge_reference(
-    yard: Yard,
-    adapter: str,
-    *,
-    runs: Path,
-    to: str | None = None,
-    branch: str = "main",
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> MergeResult:
-    """Merge an adapter version into its base by `lora/1`, and commit the result; again is the same version.
-
-    Args:
-        yard: Where versions live.
-        adapter: The adapter; its base is found by lineage.
-        runs: A folder of the yard for scratch files.
-        to: The repo of the result; None means the adapter's own.
-        branch: The branch of the result.
-        threads: Compute threads; they cannot change a bit of the result.
-        progress: Told how many bytes of the base are done, of how many.
-
-    Raises:
-        NotFoundError: There is no such version, or its base is not in this yard.
-        ModelError: It is no adapter, or has no exact merge.
-    """
-    version = yard.resolve(adapter)
-    if version.kind != "adapter":
-        kind = f"kind `{version.kind}`" if version.kind else "no kind"
-        raise ModelError(f"`{version.name}` has {kind} and is no adapter", hint="merge an adapter: yard ls REPO")
-    base = yard.base_of(version)
-    merged, certificate = merge_versions(
-        yard,
-        base=base,
-        adapter=version,
-        to=to or version.repo,
-        out=runs / "scratch" / f"merge-{version.id[:40]}",
-        inputs=None,
-        message=f"{version.name} merged into {base.name}",
-        branch=branch,
-        threads=threads,
-        progress=progress,
-    )
-    return MergeResult(merged, base.name, version.name, certificate.to_dict())
