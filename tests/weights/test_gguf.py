@@ -167,3 +167,44 @@ def test_a_cut_short_file_is_refused(tmp_path_factory: pytest.TempPathFactory, l
     path.write_bytes(SOUND[:length])
     with pytest.raises(ModelError):
         read_gguf(path)
+
+
+def test_a_full_header_has_arrays_and_long_texts(tmp_path: Path) -> None:
+    """`full=True` keeps what the header otherwise counts or leaves out: arrays of numbers, bytes, texts and arrays, and long texts."""
+    long = b"x" * ((1 << 20) + 1)
+    keys = [
+        text(b"numbers") + struct.pack("<IIQ2f", 9, 6, 2, 0.5, 2.0),
+        text(b"bytes") + struct.pack("<IIQ3B", 9, 0, 3, 1, 2, 255),
+        text(b"words") + struct.pack("<IIQ", 9, 8, 2) + text("h\u00e9".encode()) + text(b""),
+        text(b"nested") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ2i", 5, 2, -1, 3),
+        text(b"long") + struct.pack("<I", 8) + text(long),
+    ]
+    path = tmp_path / "full.gguf"
+    path.write_bytes(gguf({"w": (0, (8,))}, keys=keys))
+    assert read_gguf(path, full=True).metadata == {
+        "numbers": [0.5, 2.0],
+        "bytes": b"\x01\x02\xff",
+        "words": ["h\u00e9", ""],
+        "nested": [[-1, 3]],
+        "long": long.decode(),
+    }
+    assert read_gguf(path).metadata == {"numbers": 2, "bytes": 3, "words": 2, "nested": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        (struct.pack("<IIQ", 9, 4, 1 << 40), "truncated"),
+        (struct.pack("<IIQ", 9, 0, 1 << 62), "truncated"),
+        (struct.pack("<IIQ", 9, 8, 1 << 30), "too_many_items"),
+        (struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 6, "too_many_items"),
+        (struct.pack("<IIQI", 9, 99, 1, 0), "unknown_type"),
+    ],
+)
+def test_a_full_header_allocates_nothing_that_is_not_there(key: bytes, code: str, tmp_path: Path) -> None:
+    """An array that claims more than the file holds is refused before a list is made of the number."""
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(gguf({"w": (0, (8,))}, keys=[text(b"k") + key]))
+    with pytest.raises(ModelError) as caught:
+        read_gguf(path, full=True)
+    assert caught.value.code == code

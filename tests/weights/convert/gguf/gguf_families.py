@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAMILIES", "TEXTS", "make_wordpiece", "save_family", "spm_tokenizer"]
+__all__ = ["FAMILIES", "TEXTS", "make_wordpiece", "save_family", "spm_tokenizer", "unigram_tokenizer"]
 
 TEXTS = [
     "my card has not arrived",
@@ -25,14 +25,16 @@ ROWS = 384
 
 
 @cache
-def _sentencepiece(kind: str) -> bytes:
+def _sentencepiece(kind: str, rule: str = "identity") -> bytes:
     import sentencepiece
 
     made = io.BytesIO()
+    given: dict[str, Any] = {"pad_id": 3} if kind == "bpe" else {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS[:4] * 20), model_writer=made, vocab_size=330 if kind == "bpe" else 70, model_type=kind,
-        byte_fallback=kind == "bpe", character_coverage=1.0, normalization_rule_name="identity" if kind == "bpe" else "nmt_nfkc",
-        remove_extra_whitespaces=kind != "bpe", minloglevel=2, hard_vocab_limit=False, pad_id=3, num_threads=1,
+        byte_fallback=kind == "bpe", character_coverage=1.0, normalization_rule_name=rule,
+        remove_extra_whitespaces=kind != "bpe", minloglevel=2, hard_vocab_limit=False, num_threads=1,
+        **given,
     )  # fmt: skip
     return made.getvalue()
 
@@ -58,12 +60,12 @@ def spm_tokenizer(model_type: str = "llama", **settings: Any) -> Any:
     return tokenizer
 
 
-def unigram_tokenizer() -> Any:
-    """SentencePiece's Unigram, as transformers converts it for T5."""
+def unigram_tokenizer(rule: str = "identity") -> Any:
+    """SentencePiece's Unigram, as transformers converts it for T5; with `nmt_nfkc` it has a table of characters (240 KB)."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "spiece.model").write_bytes(_sentencepiece("unigram"))
+        (Path(folder) / "spiece.model").write_bytes(_sentencepiece("unigram", rule))
         given = {
             "tokenizer_class": "T5Tokenizer",
             "eos_token": "</s>",
@@ -142,10 +144,10 @@ _LLAMA3 = {
 }  # fmt: skip
 _LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [1.0, 1.5, 2.0, 4.0], "short_factor": [1.0, 1.0, 1.25, 1.5],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 256, "factor": 4.0,
 }  # fmt: skip
-_WIDE = {"head_dim": 16, "query_pre_attn_scalar": 16}
-_BERT = {
+_WIDE: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 16}
+_BERT: dict[str, Any] = {
     "vocab_size": ROWS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
@@ -190,7 +192,9 @@ FAMILIES: dict[str, Family] = {
     "phi2": (lambda: _decoder("Phi", num_key_value_heads=4), byte_tokenizer),
     "phi3": (lambda: _decoder("Phi3"), spm_tokenizer),
     "phi3 long rotation": (
-        lambda: _decoder("Phi3", rope_parameters=_LONG, original_max_position_embeddings=64),
+        lambda: _decoder(
+            "Phi3", rope_parameters=_LONG, original_max_position_embeddings=256, max_position_embeddings=1024
+        ),
         spm_tokenizer,
     ),
     "gpt2": (_gpt2, byte_tokenizer),

@@ -14,7 +14,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.convert.gguf.rotation import describe_rotation, head_size, rebuild_rotation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -156,14 +156,24 @@ def settle(
     carried: dict[str, Any] | None,
     *,
     vocabulary: int,
-    tied: bool,
+    names: Collection[str],
     label: str,
 ) -> dict[str, Any]:
     """The config.json of a file: the carried one where it describes itself by the file's keys, else rebuilt from these.
 
     A tool that changed the keys is believed: the carried configuration then only fills in what no key says.
+
+    Args:
+        said: The keys without the architecture.
+        factors: The tensors that follow from the configuration.
+        family: The architecture.
+        carried: The configuration that the file carries.
+        vocabulary: Rows of the embedding.
+        names: The file's tensors.
+        label: The file, for messages.
     """
-    made = rebuild(said, factors, family, vocabulary=vocabulary, tied=tied)
+    tied = "output.weight" not in names
+    made = rebuild(said, factors, family, vocabulary=vocabulary, names=names)
     if carried is None or carried.get("model_type") not in family.classes:
         return made
     classes = carried.get("architectures")
@@ -185,7 +195,7 @@ def _same(value: Any, said: Any, kind: str) -> bool:
 
 
 def rebuild(
-    said: Mapping[str, Any], factors: Factors, family: Family, *, vocabulary: int, tied: bool
+    said: Mapping[str, Any], factors: Factors, family: Family, *, vocabulary: int, names: Collection[str]
 ) -> dict[str, Any]:
     """A config.json from a file's keys (without the architecture), for any file of this architecture.
 
@@ -202,7 +212,10 @@ def rebuild(
             raise ModelError(f"the file has no `{family.arch}.{each.key}`", code="bad_metadata")
     config["vocab_size"] = vocabulary
     if family.tied != "headless":
-        config["tie_word_embeddings"] = tied
+        config["tie_word_embeddings"] = "output.weight" not in names
+    if family.arch == "llama":
+        config["attention_bias"] = "blk.0.attn_q.bias" in names
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in names
     if family.rotary:
         head = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
         plain = {key: _shortest(value) if isinstance(value, float) else value for key, value in said.items()}

@@ -16,10 +16,12 @@ from modelyard.weights.gguf import GGUF_TYPES
 from modelyard.weights.values import equal_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from modelyard.weights.checkpoint import Checkpoint
     from modelyard.weights.convert.gguf.families import Family
 
-__all__ = ["BLOCKS", "TYPES", "Layout", "Placed", "base_name", "check_type", "plan_layout"]
+__all__ = ["BLOCKS", "TYPES", "Layout", "Placed", "base_name", "check_type", "missing_tensors", "plan_layout"]
 
 TYPES = ("F16", "F32", "BF16", "Q8_0", "Q4_0")
 """What `to_gguf` writes."""
@@ -72,10 +74,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Layout:
-    """Every tensor in the order of the file, names that are left out, and what a person should know."""
+    """Every tensor in the order of the file, names that are left out, those among them of a head, and what a person should know."""
 
     tensors: tuple[Placed, ...]
     left_out: tuple[str, ...]
+    head: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -116,14 +119,14 @@ def plan_layout(weights: Checkpoint, config: Any, family: Family, kind: str) -> 
             left_out.append(source)
         elif any(re.search(pattern, source) for pattern in family.dropped):
             dropped.append(source)
-        elif name is None or (name.endswith(".bias") and not _has_bias(name, family)) or name in placed:
+        elif name is None or (name.endswith(".bias") and not family.takes_bias(name)) or name in placed:
             unknown.append(source)
         elif name == "output.weight" and _is_tied(weights, source, config, family):
             left_out.append(source)
         else:
             placed[name] = _place(weights, source, name, config, family)
     _refuse(weights, "unexpected_tensors", f"have no place in the architecture `{family.arch}`", unknown)
-    _refuse(weights, "missing_tensors", "are not there", _missing(placed, config, family))
+    _refuse(weights, "missing_tensors", "are not there", missing_tensors(placed, config, family))
     alone = "output.weight" not in placed
     typed, odd = [], 0
     for each in placed.values():
@@ -135,12 +138,7 @@ def plan_layout(weights: Checkpoint, config: Any, family: Family, kind: str) -> 
         warnings.append(f"{odd} tensors are F16: their rows do not fill blocks of 32")
     if dropped:
         warnings.append(f"llama.cpp has no place for the head; left out: {', '.join(dropped[:_SHOWN])}")
-    return Layout(tuple(typed), tuple(left_out + dropped), tuple(warnings))
-
-
-def _has_bias(name: str, family: Family) -> bool:
-    # Norms with an offset are layer norms; those of the RMS kind have none, and no bias on disk either.
-    return family.takes_bias(name)
+    return Layout(tuple(typed), tuple(left_out + dropped), tuple(dropped), tuple(warnings))
 
 
 def _is_tied(weights: Checkpoint, head: str, config: Any, family: Family) -> bool:
@@ -180,16 +178,15 @@ def _place(weights: Checkpoint, source: str, name: str, config: Any, family: Fam
     return Placed(name, source, info.dtype, info.shape, "F32", change, heads)
 
 
-def _missing(placed: dict[str, Placed], config: Any, family: Family) -> list[str]:
-    """Weights that every model of this architecture has, by their names in transformers."""
+def missing_tensors(placed: Collection[str], config: Any, family: Family) -> list[str]:
+    """Weights that every model of this architecture has and `placed` (names in the file) has not, by their names in transformers."""
     optional = {"output", "cls", "cls.output"}
     found = []
     for here, there in family.modules.items():
         if there in optional and not (there == "output" and family.tied == "never"):
             continue
-        for layer in range(config.num_hidden_layers) if "{}" in there else [0]:
-            if f"{there.format(layer)}.weight" not in placed:
-                found.append(f"{here.format(layer)}.weight")
+        layers = range(config.num_hidden_layers) if "{}" in there else [0]
+        found += [f"{here.format(layer)}.weight" for layer in layers if f"{there.format(layer)}.weight" not in placed]
     if family.tied == "optional" and not config.tie_word_embeddings and "output.weight" not in placed:
         found.append(f"{next(here for here, there in family.modules.items() if there == 'output')}.weight")
     return found

@@ -19,13 +19,13 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.certificate import EVERYWHERE, THIS_MACHINE, Certificate, describe_machine
 from modelyard.weights.checks import check_weights
 from modelyard.weights.convert.gguf.families import find_family
-from modelyard.weights.convert.gguf.hyperparameters import settle
-from modelyard.weights.convert.gguf.layout import BLOCKS
+from modelyard.weights.convert.gguf.hyperparameters import load_settings, settle
+from modelyard.weights.convert.gguf.layout import BLOCKS, missing_tensors
 from modelyard.weights.convert.gguf.rotation import FACTORS
 from modelyard.weights.convert.gguf.tokenizer_files import rebuild_tokenizer
 from modelyard.weights.convert.gguf.values import apply_change, from_blocks, recast, undo_change, widened
 from modelyard.weights.convert.gguf.writing import CONFIG_KEY, DTYPES_KEY, GENERATION_KEY, ORIGINAL_KEY
-from modelyard.weights.files import Files, FolderFiles, SingleFile, check_name, show_name
+from modelyard.weights.files import FolderFiles, SingleFile, check_name, show_name
 from modelyard.weights.gguf import GgufHeader, GgufTensor, read_gguf
 from modelyard.weights.headers import open_regular
 from modelyard.weights.output import hash_file, key_of, resumable_folder, write_file
@@ -118,7 +118,7 @@ def from_gguf(
         machine=None if exact else describe_machine("gguf"),
     )
     with resumable_folder(Path(out), key_of("from_gguf", {"dtype": dtype, "shard_size": limit}, source)) as work:
-        _write(work, file, header, found, limit, progress, made)
+        _write(work, file, header, found, made, limit=limit, progress=progress)
         for name, text in texts.items():
             check_name(name, str(file))
             work.finished(name)
@@ -152,7 +152,7 @@ def read_config(file: Path, header: GgufHeader) -> tuple[dict[str, Any], Family]
         family,
         _carried_config(said),
         vocabulary=embedding.shape[1],
-        tied="output.weight" not in tensors,
+        names=tensors.keys(),
         label=str(file),
     )
     if family.arch == "bert" and types is not None:
@@ -211,6 +211,13 @@ def _plan(header: GgufHeader, config: Mapping[str, Any], family: Family, dtype: 
             _Found(
                 tensor, TensorSpec(name, to, shape), change, heads, original if isinstance(original, bytes) else None
             )
+        )
+    absent = missing_tensors({tensor.name for tensor in header.tensors}, load_settings(config, label), family)
+    if absent:
+        raise ModelError(
+            f"`{label}` lacks tensors of `{family.arch}`: {', '.join(absent[:6])}",
+            code="missing_tensors",
+            tensors=absent[:100],
         )
     if unknown:
         raise ModelError(
@@ -272,26 +279,33 @@ def _write(
     file: Path,
     header: GgufHeader,
     found: list[_Found],
+    made: Certificate,
+    *,
     limit: int | None,
     progress: Callable[[int, int], None] | None,
-    made: Certificate,
 ) -> None:
     by_name = {each.spec.name: each for each in found}
     plan = plan_shards([each.spec for each in found], limit)
     total = sum(each.tensor.end - each.tensor.start for each in found)
     done = 0
+
+    def advance(specs: list[TensorSpec]) -> None:
+        nonlocal done
+        done += sum(by_name[spec.name].tensor.end - by_name[spec.name].tensor.start for spec in specs)
+        if progress is not None:
+            progress(done, total)
+
     with open_regular(file) as stream:
         for shard, specs in plan.items():
-            size = sum(by_name[spec.name].tensor.end - by_name[spec.name].tensor.start for spec in specs)
-            if work.finished(shard) is None:
+            if work.finished(shard) is not None:
+                advance(specs)
+            else:
                 with ShardWriter(work.folder / shard, specs) as writer:
                     for spec in specs:
                         for part in _parts(stream, header, by_name[spec.name]):
                             writer.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+                        advance([spec])
                 work.finish(shard, writer.digest())
-            done += size
-            if progress is not None:
-                progress(done, total)
             made.outputs[shard] = str(work.digest(shard))
     index = write_index(work.folder, plan)
     if index is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
@@ -18,6 +19,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["rebuild_tokenizer"]
+
+
+@dataclass
+class _Words:
+    """A file's vocabulary: its metadata, tokens and their types, and of these the ones that texts can hold, by id."""
+
+    said: Mapping[str, Any]
+    tokens: list[str]
+    types: list[int]
+    kept: dict[str, int]
+    warnings: list[str]
+
+    def scores(self) -> list[float]:
+        """One a token."""
+        return self.said.get(_KEY + "scores") or [0.0] * len(self.tokens)
+
+    def unknown(self) -> str | None:
+        """The token of what is in no vocabulary."""
+        index = self.said.get(_KEY + "unknown_token_id")
+        return self.tokens[index] if type(index) is int and 0 <= index < len(self.tokens) else None
+
 
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
 _ROLES = {
@@ -142,18 +164,17 @@ def _build(kind: str, said: Mapping[str, Any], tokens: list[str], warnings: list
         for index, type_ in enumerate(types)
         if type_ in {_CONTROL, _USER} or (type_ == _UNKNOWN and kind != "t5")
     ]  # fmt: skip
-    made |= _MODELS[kind](said, tokens, kept, warnings)
+    made |= _MODELS[kind](_Words(said, tokens, types, kept, warnings))
     made["post_processor"] = _frame(said, tokens, kind, made.get("post_processor"))
     return made
 
 
-def _build_gpt2(
-    said: Mapping[str, Any], tokens: list[str], kept: dict[str, int], warnings: list[str]
-) -> dict[str, Any]:
+def _build_gpt2(words: _Words) -> dict[str, Any]:
+    said, kept = words.said, words.kept
     name = said.get(_KEY + "pre")
     split, whole_first, known = build_split(name)
     if not known:
-        warnings.append(
+        words.warnings.append(
             f"how text is split before its merges is called `{name}` in the file, which has no form here: it is split as GPT-2 does"
         )
     merges = [merge.split(" ", 1) for merge in said.get(_KEY + "merges") or []]
@@ -166,10 +187,9 @@ def _build_gpt2(
     }
 
 
-def _build_llama(
-    said: Mapping[str, Any], tokens: list[str], kept: dict[str, int], warnings: list[str]
-) -> dict[str, Any]:
-    scores = said.get(_KEY + "scores") or [0.0] * len(tokens)
+def _build_llama(words: _Words) -> dict[str, Any]:
+    said, kept = words.said, words.kept
+    scores = words.scores()
     by_token = {token: scores[index] for token, index in kept.items()}
     pairs = sorted(
         (
@@ -189,7 +209,6 @@ def _build_llama(
     if prefix:
         normalizers.insert(0, {"type": "Prepend", "prepend": SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unknown = said.get(_KEY + "unknown_token_id")
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
@@ -197,7 +216,7 @@ def _build_llama(
         "model": _bpe(
             kept,
             [[left, right] for *_, left, right in pairs],
-            tokens[unknown] if type(unknown) is int and 0 <= unknown < len(tokens) else None,
+            words.unknown(),
             byte_fallback="<0x00>" in kept,
         ),
     }
@@ -211,8 +230,9 @@ def _bpe(kept: dict[str, int], merges: list[list[str]], unknown: str | None, *, 
     }  # fmt: skip
 
 
-def _build_t5(said: Mapping[str, Any], tokens: list[str], kept: dict[str, int], warnings: list[str]) -> dict[str, Any]:
-    scores = said.get(_KEY + "scores") or [0.0] * len(tokens)
+def _build_t5(words: _Words) -> dict[str, Any]:
+    said, kept = words.said, words.kept
+    scores = words.scores()
     normalizers: list[dict[str, Any]] = []
     charsmap = said.get(_KEY + "precompiled_charsmap")
     if isinstance(charsmap, bytes):
@@ -231,24 +251,21 @@ def _build_t5(said: Mapping[str, Any], tokens: list[str], kept: dict[str, int], 
         "model": {
             "type": "Unigram",
             "unk_id": said.get(_KEY + "unknown_token_id"),
-            "vocab": [[token, scores[index]] for index, token in enumerate(tokens) if token in kept],
+            "vocab": [[token, scores[index]] for token, index in kept.items()],
             "byte_fallback": False,
         },
     }
 
 
-def _build_bert(
-    said: Mapping[str, Any], tokens: list[str], kept: dict[str, int], warnings: list[str]
-) -> dict[str, Any]:
-    types = said.get(_KEY + "token_type") or [1] * len(tokens)
+def _build_bert(words: _Words) -> dict[str, Any]:
+    said, kept = words.said, words.kept
     vocabulary = {}
     for token, index in kept.items():
-        if types[index] != 1:
+        if words.types[index] != 1:
             vocabulary[token] = index
         else:
             vocabulary[token[1:] if token.startswith(SPACE) else "##" + token] = index
     lower = bool(said.get(_KEY + "normalizer.lowercase", True))
-    unknown = said.get(_KEY + "unknown_token_id")
     return {
         "normalizer": {
             "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
@@ -257,7 +274,7 @@ def _build_bert(
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
-            "type": "WordPiece", "unk_token": tokens[unknown] if type(unknown) is int else "[UNK]",
+            "type": "WordPiece", "unk_token": words.unknown() or "[UNK]",
             "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocabulary,
         },
     }  # fmt: skip

@@ -44,11 +44,15 @@ class Vocabulary:
 
     Attributes:
         kind: `gpt2`, `llama`, `t5` or `bert`.
+        tokens: One a row of the embedding.
+        types: llama.cpp's number of each one's kind: normal, unknown, control, ...
         keys: Key to type (`str`, `strs`, `i32s`, `f32s`, `u32`, `bool`, `bytes`) and value.
         warnings: What llama.cpp will do otherwise than this tokenizer.
     """
 
     kind: str
+    tokens: list[str]
+    types: list[int]
     keys: dict[str, tuple[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -80,17 +84,22 @@ def describe_tokenizer(source: Files, rows: int) -> Vocabulary | None:
             code="unsupported_tokenizer",
         )
     kind = _kind(plain, source.label)
-    made = Vocabulary(kind)
     tokens = _list_tokens(ids, rows)
-    types = _list_types(plain, tokens, ids)
-    _BUILDERS[kind](made, plain, tokens, types)
+    made = Vocabulary(kind, tokens, _list_types(plain, tokens, ids))
+    unknown = plain["model"].get("unk_id") if kind == "t5" else tokenizer.unk_token_id
+    if kind in {"llama", "t5"} and unknown is not None:
+        made.types[unknown] = _UNKNOWN
+    _BUILDERS[kind](made, plain)
     made.keys = {
         "tokenizer.ggml.model": ("str", kind),
-        "tokenizer.ggml.tokens": ("strs", tokens),
-        "tokenizer.ggml.token_type": ("i32s", types),
+        "tokenizer.ggml.tokens": ("strs", made.tokens),
+        "tokenizer.ggml.token_type": ("i32s", made.types),
         **made.keys,
     }
     _add_special(made, tokenizer)
+    if kind == "t5" and plain["model"].get("unk_id") is not None:
+        # What the model gives for what it does not know, whatever the tokenizer calls its unknown token.
+        made.keys["tokenizer.ggml.unknown_token_id"] = ("u32", int(plain["model"]["unk_id"]))
     _add_templates(made, tokenizer)
     _add_files(made, tokenizer)
     return made
@@ -145,13 +154,10 @@ def _list_types(plain: Mapping[str, Any], tokens: list[str], ids: Mapping[str, i
                 types[index] = _BYTE
     for added in plain["added_tokens"]:
         types[added["id"]] = _CONTROL if added["special"] else _USER
-    unknown = ids.get(str(model.get("unk_token"))) if model["type"] != "Unigram" else model.get("unk_id")
-    if unknown is not None and model["type"] != "WordPiece":
-        types[unknown] = _UNKNOWN
     return types
 
 
-def _build_gpt2(made: Vocabulary, plain: Mapping[str, Any], tokens: list[str], types: list[int]) -> None:
+def _build_gpt2(made: Vocabulary, plain: Mapping[str, Any]) -> None:
     model = plain["model"]
     pre = name_split(plain["pre_tokenizer"], whole_first=bool(model.get("ignore_merges")))
     if pre is None:
@@ -164,23 +170,27 @@ def _build_gpt2(made: Vocabulary, plain: Mapping[str, Any], tokens: list[str], t
     made.keys["tokenizer.ggml.merges"] = ("strs", [" ".join(_pair(merge)) for merge in model["merges"]])
 
 
-def _build_llama(made: Vocabulary, plain: Mapping[str, Any], tokens: list[str], types: list[int]) -> None:
+def _build_llama(made: Vocabulary, plain: Mapping[str, Any]) -> None:
     """SentencePiece's BPE has no merges: a pair becomes the entry that both make, the best score first. The order of merges is that score."""
     merges = [_pair(merge) for merge in plain["model"]["merges"]]
-    scores = dict.fromkeys(tokens, 0.0)
+    scores = dict.fromkeys(made.tokens, 0.0)
     order: list[str] = []
     for left, right in merges:
         if not order or order[-1] != left + right:
             order.append(left + right)
     for rank, token in enumerate(reversed(order)):
         scores[token] = float(rank - len(order))  # of an entry that comes twice, the first counts, as in BPE
-    known = {token for token, kind in zip(tokens, types, strict=True) if kind in {_NORMAL, _USER}}
+    known = {token for token, kind in zip(made.tokens, made.types, strict=True) if kind in {_NORMAL, _USER}}
     if len(order) != len(set(order)) or _implied(known) != set(merges):
         made.warnings.append(
             "the tokenizer's merges are not those that its entries and their order imply: llama.cpp may cut some texts otherwise"
         )
+    if _find(plain["pre_tokenizer"], "prepend_scheme") not in {None, "never"}:
+        made.warnings.append(
+            "a text that begins with a blank gets one more from llama.cpp, as from SentencePiece, and none from this tokenizer"
+        )
     made.keys["tokenizer.ggml.pre"] = ("str", "default")
-    made.keys["tokenizer.ggml.scores"] = ("f32s", [scores[token] for token in tokens])
+    made.keys["tokenizer.ggml.scores"] = ("f32s", [scores[token] for token in made.tokens])
     made.keys["tokenizer.ggml.add_space_prefix"] = ("bool", _adds_space(plain))
 
 
@@ -194,31 +204,35 @@ def _implied(known: set[str]) -> set[tuple[str, str]]:
     }
 
 
-def _build_t5(made: Vocabulary, plain: Mapping[str, Any], tokens: list[str], types: list[int]) -> None:
-    scores = [0.0] * len(tokens)
+def _build_t5(made: Vocabulary, plain: Mapping[str, Any]) -> None:
+    scores = [0.0] * len(made.tokens)
     for index, (_, score) in enumerate(plain["model"]["vocab"]):
         scores[index] = float(score)
     made.keys["tokenizer.ggml.pre"] = ("str", "default")
     made.keys["tokenizer.ggml.scores"] = ("f32s", scores)
     made.keys["tokenizer.ggml.add_space_prefix"] = ("bool", _adds_space(plain))
-    normalizer = json.dumps(plain["normalizer"])
-    made.keys["tokenizer.ggml.remove_extra_whitespaces"] = ("bool", "{2,}" in normalizer)
+    parts = json.dumps([plain["normalizer"], plain["pre_tokenizer"]])
+    made.keys["tokenizer.ggml.remove_extra_whitespaces"] = ("bool", "{2,}" in parts or "WhitespaceSplit" in parts)
     charsmap = _find(plain["normalizer"], "precompiled_charsmap")
     if charsmap:
         made.keys["tokenizer.ggml.precompiled_charsmap"] = ("bytes", base64.b64decode(charsmap))
+    elif "WhitespaceSplit" in parts:
+        made.warnings.append(
+            "llama.cpp takes line breaks and tabs for characters of a text, where this tokenizer takes them for blanks"
+        )
     if plain["model"].get("byte_fallback"):
         made.warnings.append(
             "llama.cpp's Unigram has no bytes to fall back on: characters outside the vocabulary become the unknown token"
         )
 
 
-def _build_bert(made: Vocabulary, plain: Mapping[str, Any], tokens: list[str], types: list[int]) -> None:
+def _build_bert(made: Vocabulary, plain: Mapping[str, Any]) -> None:
     """llama.cpp marks the beginning of a word, WordPiece its continuation."""
     prefix = plain["model"]["continuing_subword_prefix"]
-    for index, kind in enumerate(types):
+    for index, kind in enumerate(made.types):
         if kind == _NORMAL:
-            token = tokens[index]
-            tokens[index] = token.removeprefix(prefix) if token.startswith(prefix) else SPACE + token
+            token = made.tokens[index]
+            made.tokens[index] = token.removeprefix(prefix) if token.startswith(prefix) else SPACE + token
     normalizer = plain["normalizer"] or {}
     lower = bool(normalizer.get("lowercase"))
     strips = normalizer.get("strip_accents")

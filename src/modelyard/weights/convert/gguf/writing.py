@@ -8,6 +8,7 @@ architecture changes is data of `families`.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
     from modelyard.weights.checkpoint import Checkpoint
     from modelyard.weights.convert.gguf.families import Family
     from modelyard.weights.convert.gguf.layout import Layout
+    from modelyard.weights.convert.gguf.vocabulary import Vocabulary
     from modelyard.weights.output import Work
 
-__all__ = ["CONFIG_KEY", "DTYPES_KEY", "FILE", "GENERATION_KEY", "ORIGINAL_KEY", "to_gguf"]
+__all__ = ["CONFIG_KEY", "DTYPES_KEY", "FILE", "GENERATION_KEY", "ORIGINAL_KEY", "SCRATCH", "to_gguf"]
 
 FILE = "model.gguf"
 """The file's name in the folder that `to_gguf` writes."""
 
 CONFIG_KEY, GENERATION_KEY = "modelyard.config", "modelyard.generation_config"
+SCRATCH = ".check-"
 DTYPES_KEY, ORIGINAL_KEY = "modelyard.dtypes", "modelyard.original."
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `llama_ftype`
@@ -90,6 +93,8 @@ def to_gguf(
     plain, config, family = _read_model(files)
     weights = open_checkpoint(files)
     layout = plan_layout(weights, config, family, type)
+    if layout.head:
+        config.architectures = plain["architectures"] = [family.classes[config.model_type][0]]
     keys, factors, warnings = describe(config, family, pooling=_find_pooling(files))
     rows = next(each.shape[0] for each in layout.tensors if each.name == "token_embd.weight")
     vocabulary = describe_tokenizer(files, rows)
@@ -110,11 +115,13 @@ def to_gguf(
     with resumable_folder(Path(out), key_of("to_gguf", options, files)) as work:
         note = work.finished(FILE)
         if note is None:
-            head = _Head(family, name or files.label.rstrip("/").rpartition("/")[2], type)
+            head = _Head(family, _name(name or files.label, vocabulary), type)
             head.add(f"{family.arch}.", keys)
             head.add("", vocabulary.keys if vocabulary else {"tokenizer.ggml.model": ("str", "none")})
+            if family.arch == "bert":
+                head.add("tokenizer.ggml.", {"token_type_count": ("u32", int(config.type_vocab_size))})
             head.add("", _carried(files, plain, layout))
-            note = _write(work, head, weights, layout, factors, progress)
+            note = _write(work, head, weights, layout, factors=factors, progress=progress)
         made.changes = note["changes"]
         made.outputs[FILE] = str(work.digest(FILE))
         for each, home in _legal_files(files).items():
@@ -122,6 +129,8 @@ def to_gguf(
                 str(copy_file(home, each, work.folder)) if work.finished(each) is None else str(work.digest(each))
             )
         if check:
+            for left in work.folder.glob(f"{SCRATCH}*"):
+                shutil.rmtree(left)  # of a run that was killed while it checked
             from modelyard.weights.convert.gguf.checking import check_gguf, refuse_failing
 
             found = check_gguf(files, work.folder / FILE, tolerance=tolerance)
@@ -152,6 +161,21 @@ def _read_model(files: Files) -> tuple[dict[str, Any], Any, Family]:
             supported=list(known),
         )
     return plain, load_settings(plain, files.label), family
+
+
+def _name(label: str, vocabulary: Vocabulary | None) -> str:
+    """The last part of where the model is, or a plain word where readers take the name for more.
+
+    llama.cpp looks these tokens up in whatever is called `phi-3`, and transformers takes a `mistral` for an architecture that it then does not know.
+    """
+    name = label.rstrip("/").rpartition("/")[2]
+    tokens = set(vocabulary.keys["tokenizer.ggml.tokens"][1]) if vocabulary else set()
+    misled = any(word in name.lower() for word in ("phi-3", "phi3"))
+    return (
+        "model"
+        if name in {"", "mistral"} or (misled and not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= tokens)
+        else name
+    )
 
 
 def _find_pooling(files: Files) -> int | None:
@@ -234,6 +258,7 @@ def _write(
     head: _Head,
     weights: Checkpoint,
     layout: Layout,
+    *,
     factors: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
