@@ -52,9 +52,11 @@ class Buffers:
         return np.empty(size, np.uint8)
 
     def give(self, *buffers: Bytes) -> None:
-        """Put buffers back."""
+        """Put buffers back; memory that is a library's own is let go."""
         for buffer in buffers:
-            self._free.append(buffer if buffer.base is None else buffer.base)
+            owner = buffer if buffer.base is None else buffer.base
+            if isinstance(owner, np.ndarray):
+                self._free.append(owner)
 
 
 @dataclass(frozen=True)
