@@ -189,6 +189,7 @@ class _Extraction:
         self.layers = {by_tensor[name].module: by_tensor[name] for name in sorted(changed & by_tensor.keys())}
         others = changed - by_tensor.keys()
         self.saved: dict[str, str] = {}  # a tensor's name in the model to that on disk
+        self.tied = False
         if save_others:
             self._save(others)
         self.lost = sorted(others - set(self.saved.values()))
@@ -210,7 +211,9 @@ class _Extraction:
                 if f"{module}.{each}" in disk:
                     self.saved[f"{module}.{each}"] = disk[f"{module}.{each}"]
         # PEFT wants every side of a tie in the file.
-        self.saved |= {name: self.saved[source] for name, source in mapped.tied.items() if source in self.saved}
+        sides = {name: self.saved[source] for name, source in mapped.tied.items() if source in self.saved}
+        self.saved |= sides
+        self.tied = bool(sides)
 
     def write(self, work: Work, options: Mapping[str, Any]) -> Certificate:
         pair = self.pair
@@ -280,6 +283,7 @@ class _Extraction:
                         writer.write(block.data)
         made.outputs["adapter_model.safetensors"] = str(writer.digest())
         config = _configuration(self.pair, list(self.layers.values()), notes, self.rank, self._saved_modules())
+        config["ensure_weight_tying"] = self.tied
         text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         made.outputs["adapter_config.json"] = str(write_file(work.folder / "adapter_config.json", text))
 
@@ -370,7 +374,6 @@ def _configuration(
         "alpha_pattern": dict(other),
         "target_modules": [layer.module for layer in layers],
         "modules_to_save": list(modules) or None,
-        "ensure_weight_tying": bool(modules and pair.config.get("tie_word_embeddings")),
         "fan_in_fan_out": any(layer.transposed for layer in layers),
         "bias": "none",
         "lora_dropout": 0.0,
