@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
     from modelyard.weights.checkpoint import Checkpoint
 
-__all__ = ["Group", "plan_layout"]
+__all__ = ["PREFIXES", "Group", "Layout", "plan_layout"]
+
+PREFIXES = "modelyard_prefixes"
+"""The key of a file's `__metadata__` that says which prefixes its tensors had on disk."""
+
 
 _BITS: Mapping[int, np.dtype[Any]] = {8: np.dtype("u1"), 16: np.dtype("<i2"), 32: np.dtype("<i4"), 64: np.dtype("<i8")}
 
@@ -104,8 +108,23 @@ class _Step:
         }
 
 
-def plan_layout(weights: Checkpoint, names: str) -> tuple[list[Group], list[str]]:
-    """What becomes of every tensor, in the order of the source, and what people should know.
+@dataclass(frozen=True)
+class Layout:
+    """A plan for every tensor.
+
+    Attributes:
+        groups: In the order of the source.
+        warnings: What people should know.
+        metadata: What the files' headers are to say beside `format`, for the way back.
+    """
+
+    groups: list[Group]
+    warnings: list[str]
+    metadata: dict[str, str]
+
+
+def plan_layout(weights: Checkpoint, names: str) -> Layout:
+    """What becomes of every tensor.
 
     Args:
         weights: The source, in either layout or a mixture, as transformers' loader takes it.
@@ -121,14 +140,15 @@ def plan_layout(weights: Checkpoint, names: str) -> tuple[list[Group], list[str]
         for header in weights.shards.values()
         for name, info in header.in_file_order()
     }
-    forward, strangers = _load_steps(model, specs)
+    forward, strangers, prefixes = _load_steps(model, specs)
     held = _results_of(weights, forward, specs, model)
     stages: list[Sequence[list[_Step]]] = []
     if names == "module":
         stages += [([step],) for step in forward]
         _refuse_twice(weights, model, held)
     else:
-        backward = _save_steps(model, held)
+        known = (header.metadata.get(PREFIXES, "").split() for header in weights.shards.values())
+        backward = _save_steps(model, held, prefixes.union(*known))
         held = _results_of(weights, backward, held, model)
         stages += _connect(forward, backward)
     groups = list(_make_groups(stages, specs, held, model))
@@ -140,13 +160,23 @@ def plan_layout(weights: Checkpoint, names: str) -> tuple[list[Group], list[str]
     warnings = (
         [f"{len(strangers)} tensors have no place in the model and keep their names: {shown}"] if strangers else []
     )
-    return groups, warnings
+    metadata = {PREFIXES: " ".join(sorted(prefixes))} if prefixes and names == "module" else {}
+    return Layout(groups, warnings, metadata)
 
 
-def _load_steps(model: Any, names: Iterable[str]) -> tuple[list[_Step], list[str]]:
-    """Disk to module, as `convert_and_load_state_dict_in_model` does it; second, the names that it has no place for."""
+def _load_steps(model: Any, names: Iterable[str]) -> tuple[list[_Step], list[str], frozenset[str]]:
+    """Disk to module, as `convert_and_load_state_dict_in_model` does it.
+
+    Second, the names that it has no place for; third, which changes of a prefix were made: their way back follows from no name.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import (
+        PrefixChange,
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
@@ -155,23 +185,28 @@ def _load_steps(model: Any, names: Iterable[str]) -> tuple[list[_Step], list[str
     state = model.state_dict()
     steps: dict[str, _Step] = {}
     strangers = []
+    prefixes: set[str] = set()
     for name in sorted(names, key=dot_natural_key):
+        for each in mapping:
+            each._was_used = False  # noqa: SLF001  what it was used for before says nothing of this name
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if target not in state and name in state:
             target, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
+        else:
+            prefixes |= {_describe(each) for each in mapping if isinstance(each, PrefixChange) and each.was_used()}
         if target not in state:
             strangers.append(name)
             continue
         transform = WeightRenaming(name, target) if pattern is None else owner[pattern]
         step = steps.setdefault(target, _Step(transform, target, {}))
         step.collected.setdefault(name if pattern is None else pattern, []).append(name)
-    return list(steps.values()), strangers
+    return list(steps.values()), strangers, frozenset(prefixes)
 
 
-def _save_steps(model: Any, names: Iterable[str]) -> list[_Step]:
-    """Module to disk, as `revert_weight_conversion` does it for a model that was loaded from nowhere.
+def _save_steps(model: Any, names: Iterable[str], prefixes: frozenset[str]) -> list[_Step]:
+    """Module to disk, as `revert_weight_conversion` does it.
 
-    Old names (`gamma` and `beta`) and prefixes that some files had and others had not are not made again, as transformers does not.
+    Old names (`gamma` and `beta`) are not made again; neither are prefixes that some files have and others have not, unless this one had them.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -186,7 +221,7 @@ def _save_steps(model: Any, names: Iterable[str]) -> list[_Step]:
     mapping = [
         each.reverse_transform()
         for each in reversed(get_model_conversion_mapping(model, add_legacy=False))
-        if not isinstance(each, PrefixChange)
+        if not isinstance(each, PrefixChange) or _describe(each) in prefixes
     ]
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
@@ -207,6 +242,13 @@ def _save_steps(model: Any, names: Iterable[str]) -> list[_Step]:
         replace(step, renamings=tuple(renamings)) if isinstance(step.transform, WeightConverter) else step
         for step in steps.values()
     ]
+
+
+def _describe(change: Any) -> str:
+    """One `PrefixChange`, as it is said in a file's metadata."""
+    added, removed = change.prefix_to_add, change.prefix_to_remove
+    where = ".".join(each for each in (change.scope_prefix, change.model_prefix) if each)
+    return f"{where}+{added}" if added is not None else f"{where}-{removed}"
 
 
 def _results_of(
@@ -288,7 +330,7 @@ def _make_groups(
 
 def _refuse_twice(weights: Checkpoint, model: Any, specs: Mapping[str, TensorSpec]) -> None:
     """Refuse a layout that transformers would take for the one on disk: what it loads would be converted twice."""
-    steps, strangers = _load_steps(model, specs)
+    steps, strangers, _ = _load_steps(model, specs)
     wrong = strangers + [
         name for step in steps for name in step.needs if step.first != name or hasattr(step.transform, "operations")
     ]

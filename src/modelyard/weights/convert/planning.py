@@ -19,7 +19,7 @@ from modelyard.weights.shards import TensorSpec, parse_size, plan_shards
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from modelyard.weights.convert.layouts import Group
+    from modelyard.weights.convert.layouts import Group, Layout
     from modelyard.weights.files import Files
 
 __all__ = ["DTYPES", "KEEP", "Asked", "RewritePlan", "TensorPlan", "make_plan"]
@@ -85,6 +85,7 @@ class RewritePlan:
         groups: Name of a tensor that is not simply copied or renamed, to the group that it is made with.
         renamed: Name in the source to the names that it became (or became part of).
         warnings: What people should know.
+        metadata: What the new files' headers say beside what the source's said.
     """
 
     weights: Checkpoint
@@ -92,6 +93,7 @@ class RewritePlan:
     groups: dict[str, Group] = field(default_factory=dict)
     renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def files(self) -> dict[str, list[TensorPlan]]:
         """File name to its tensors, in order."""
@@ -115,8 +117,8 @@ def make_plan(source: Files, asked: Asked) -> RewritePlan:
     adapter = "adapter_config.json" in source.names()
     weights = open_checkpoint(source, "adapter_model" if adapter else "model")
     _refuse_quantized(source, asked)
-    groups, warnings = _layout(weights, asked, adapter=adapter)
-    specs, made_of, renamed = _results(weights, groups)
+    layout = _layout(weights, asked, adapter=adapter)
+    specs, made_of, renamed = _results(weights, None if layout is None else layout.groups)
     after = _dtypes_after(specs, asked)
     placed = _place(weights, [TensorSpec(s.name, after[s.name], s.shape) for s in specs], size, asked, adapter=adapter)
     tensors = [
@@ -129,12 +131,14 @@ def make_plan(source: Files, asked: Asked) -> RewritePlan:
         for spec in specs
     ]  # fmt: skip
     joined = {name: group for name, group in made_of.items() if group.operation != "rename"}
-    return RewritePlan(weights, tensors, joined, renamed, warnings)
+    if layout is None:
+        return RewritePlan(weights, tensors)
+    return RewritePlan(weights, tensors, joined, renamed, layout.warnings, layout.metadata)
 
 
-def _layout(weights: Checkpoint, asked: Asked, *, adapter: bool) -> tuple[list[Group] | None, list[str]]:
+def _layout(weights: Checkpoint, asked: Asked, *, adapter: bool) -> Layout | None:
     if asked.names is None:
-        return None, []
+        return None
     if asked.names not in {"disk", "module"}:
         raise InputError(f"no layout of names `{asked.names}`", code="bad_names", hint="known: disk, module")
     if adapter:

@@ -30,6 +30,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.carry import is_carried, list_parts
 from modelyard.weights.certificate import EVERYWHERE, Certificate
 from modelyard.weights.checks import read_json
+from modelyard.weights.convert.layouts import PREFIXES
 from modelyard.weights.convert.planning import DTYPES, Asked, RewritePlan, TensorPlan, make_plan
 from modelyard.weights.convert.streaming import Block, Lane, Piece, cut
 from modelyard.weights.files import FolderFiles
@@ -177,7 +178,8 @@ class _Rewriter:
     def _metadata(self, name: str) -> dict[str, str]:
         shards = self._plan.weights.shards
         header = shards.get(name) or next(iter(shards.values()))
-        return header.metadata or {"format": "pt"}
+        kept = {key: text for key, text in header.metadata.items() if not self._plan.renamed or key != PREFIXES}
+        return (kept or {"format": "pt"}) | self._plan.metadata
 
     def _pieces(self, tensors: list[TensorPlan]) -> Iterator[Piece]:
         """The bytes that become these tensors. Neighbours that stay as they are come in one go: there may be thousands of small ones."""
