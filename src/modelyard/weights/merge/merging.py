@@ -18,7 +18,13 @@ from modelyard.weights.checkpoint import Checkpoint, open_checkpoint
 from modelyard.weights.checks import check_weights, read_json
 from modelyard.weights.merge.exact import merge_exact
 from modelyard.weights.merge.plan import plan_adapter
-from modelyard.weights.merge.quantized import check_choice, check_original, open_dequantized, plain_config
+from modelyard.weights.merge.quantized import (
+    check_choice,
+    check_original,
+    open_dequantized,
+    plain_config,
+    quantization_of,
+)
 from modelyard.weights.output import copy_file, hash_file, key_of, resumable_folder, write_file
 from modelyard.weights.shards import TensorSpec, write_index
 
@@ -209,7 +215,7 @@ class _Rest:
         index = self.base.index
         for name in [*carried, *([index] if index else []), FILE]:
             (self.folder / name).unlink(missing_ok=True)
-        if index is not None and self.plan.added:
+        if index is not None and (self.plan.added or quantization_of(self.base.files)):
             made[index] = str(write_index(self.folder, self._layout(), _index_metadata(self.base)))
         elif index is not None:
             made[index] = str(copy_file(self.base.files, index, self.folder))
@@ -250,10 +256,22 @@ def _changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> bytes:
 def _check(made: Certificate, asked: _Request, work: Work) -> None:
     """Measure the folder as it is against base and adapter; what cannot be attached or measured is said and not an error."""
     from modelyard.weights.files import FolderFiles
+    from modelyard.weights.merge.answers import compare_answers
     from modelyard.weights.merge.proof import prove
 
     try:
-        checks = prove(asked.base, asked.adapter, FolderFiles(work.folder), threads=asked.threads)
+        if asked.quantized is None:
+            checks = prove(asked.base, asked.adapter, FolderFiles(work.folder), threads=asked.threads)
+        else:
+            checks = compare_answers(
+                asked.base,
+                asked.adapter,
+                work.folder,
+                chosen=asked.quantized,
+                original=asked.original,
+                mode=asked.mode,
+                threads=asked.threads,
+            )
     except ModelError as error:
         made.warnings.append(f"the merged model was not measured: {error.message}")
         return
