@@ -126,15 +126,16 @@ def load(settings: Settings, source: Path | str, **options: Any) -> Model:
         RefError: `source` is a yard's reference, which only a yard can resolve.
         ModelError, NotFoundError, AuthError, RequestError: As `weights.load.load` and `weights.hub.fetch`.
     """
+    from modelyard.weights import hub
     from modelyard.weights.collector import collector_paused
-    from modelyard.weights.hub import modern_names
+    from modelyard.weights.loading.legacy import modern_names
 
-    given = modern_names(options)
+    given = modern_names(options, of=_HUB_OPTIONS)
     access = {**hub_access(settings), **{name: given.pop(name) for name in _HUB_OPTIONS if name in given}}
     found = _local(source, access, "source")
     if given.get("base") is not None:
         given["base"] = _local(given["base"], access, "base")
-    elif found.is_dir() and (base := _hub_base(found, source)):
+    elif found.is_dir() and (base := hub.named_base(found, source)):
         given["base"] = _local(base, {**access, "revision": None}, "base")
     if isinstance(given.get("adapters"), dict):
         given["adapters"] = {
@@ -180,24 +181,6 @@ def _local(source: Path | str, access: Mapping[str, Any], field: str) -> Path:
     if access.get("revision") is not None:
         raise RequestError(f"`{source}` is a path, which has no revisions", hint="leave `revision` out")
     return Path(source).expanduser()
-
-
-def _hub_base(folder: Path, source: Path | str) -> str | None:
-    """The hub's id of the base that an adapter from a hub names; None for every other folder."""
-    import json
-
-    from modelyard.errors import RefError
-    from modelyard.weights import hub
-
-    if not hub.is_hub_id(source) or not (folder / "adapter_config.json").exists():
-        return None
-    try:
-        config = json.loads((folder / "adapter_config.json").read_bytes())
-        named = str(config["base_model_name_or_path"])
-        revision = config.get("revision")
-        return str(hub.parse(f"hf://{named}" + (f"@{revision}" if revision else "")))
-    except (ValueError, KeyError, TypeError, RefError):
-        return None  # it names no hub's model: loading says what it lacks
 
 
 def _store_of(settings: Settings, places: Places) -> LocalStore | S3Store:

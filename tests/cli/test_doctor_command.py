@@ -68,6 +68,22 @@ def test_mending(yard: Call, desk: Path) -> None:
     assert yard("doctor", "./model", "--fix", "--to", "./mended")[0] == 6
 
 
+def test_there_is_nothing_to_mend(yard: Call, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--fix of a sound folder says so, writes nothing and exits 0; of one that no copy mends, it exits as the doctor does."""
+    assert run(["doctor", "./model", "--fix", "--to", "./mended"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "ok      nothing is wrong with ./model\n"
+    assert "nothing to mend: mended is not written" in said.err
+    code, found, _ = yard("doctor", "./model", "--fix", "--to", "./mended")
+    assert (code, found["to"], found["applied"], found["after"]) == (0, None, [], [])
+    tensors = load_file(desk / "model" / "model.safetensors")
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, desk / "model" / "model.safetensors", {"format": "pt"})
+    code, found, _ = yard("doctor", "./model", "--fix", "--to", "./mended")
+    assert (code, [finding["code"] for finding in found["after"]]) == (1, ["nonfinite"])
+    assert not (desk / "mended").exists()
+
+
 @pytest.mark.parametrize("words", [["--fix"], ["--to", "./x"], ["--fix", "--to", "./x", "--load"]])
 def test_options_that_do_not_go_together(yard: Call, words: list[str]) -> None:
     """--fix and --to go together, and not with --load; without a target there is nothing to mend."""

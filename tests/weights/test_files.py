@@ -101,8 +101,9 @@ def test_fifo_and_socket_are_refused_at_once(folder: Path) -> None:
     """A FIFO nobody writes to does not hang, and a socket is no file."""
     os.mkfifo(folder / "fifo")
     assert code_of(FolderFiles(folder), "fifo") == "not_a_regular_file"
-    with pytest.raises(ModelError, match="FIFO"):
+    with pytest.raises(ModelError, match="FIFO") as caught:
         FolderFiles(folder).names()
+    assert caught.value.hint == f"remove it: rm {folder / 'fifo'}"  # a copy of the folder would hold it again
     (folder / "fifo").unlink()
     here = Path.cwd()
     try:

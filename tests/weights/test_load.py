@@ -293,6 +293,15 @@ def test_a_base_may_be_given_and_must_be_there(tmp_path: Path, folder: Path, ada
         load(tmp_path / "moved", base=adapter)
 
 
+def test_a_gguf_file_is_no_base_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+    """Its tensors have other names: the error says which command makes a folder of it."""
+    adapter = save_adapter(tmp_path / "adapter", folder)
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="is a GGUF file") as caught:
+        load(adapter, base=tmp_path / "base.gguf")
+    assert str(caught.value.hint).startswith(f"make a folder of it: yard convert {tmp_path}/base.gguf --to ./base")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

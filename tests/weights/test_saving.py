@@ -106,3 +106,31 @@ def test_a_quantization_without_a_form_on_disk_is_refused_by_name(folder: Path, 
         model.save(tmp_path / "out")
     assert (caught.value.code, "without `quantization`" in str(caught.value.hint)) == ("not_saved", True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quantization", ["bnb-8bit", "bnb-4bit", "torchao-int8"])
+def test_what_was_stored_quantized_is_saved_again(folder: Path, tmp_path: Path, quantization: str) -> None:
+    """A model that is loaded from quantized weights is written tensor for tensor, by the same names, and loads again."""
+    first = load(folder, quantization=quantization).save(tmp_path / "first")
+    again = load(first).save(tmp_path / "again")
+    ours, stored = (load_file(each / "model.safetensors") for each in (again, first))
+    assert ours.keys() == stored.keys()
+    assert all(torch.equal(ours[name], stored[name]) for name in stored)
+    answers = [load(each).generate("the cat", max_new_tokens=4) for each in (again, first)]
+    assert answers[0] == answers[1]
+
+
+def test_stored_weights_that_cannot_be_written_name_the_cause(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library refuses to write what it read, the error names the method, the cause, and the copy that is the same."""
+    stored = load(folder, quantization="bnb-8bit").save(tmp_path / "stored")
+    model = load(stored)
+
+    def fail(*_given: object, **_options: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(model.model, "save_pretrained", fail)
+    with pytest.raises(ModelError, match=r"bitsandbytes weights.*cannot write: NotImplementedError") as caught:
+        model.save(tmp_path / "out")
+    assert caught.value.hint == f"what would be written is that folder as it is: cp -rL {stored} COPY"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -140,7 +141,9 @@ class FolderFiles:
         if stat.S_ISLNK(status.st_mode):
             return self._follow(path, name)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise self._refusal(name, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a regular file')}")
+            what = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
+            # A copy would hold it again: `cp -r` makes another FIFO of a FIFO.
+            raise self._refusal(name, f"is {what}", hint=f"remove it: rm {shlex.quote(str(path))}")
         return path
 
     def _follow(self, path: Path, name: str) -> Path:
@@ -163,11 +166,11 @@ class FolderFiles:
                     self._step(Path(entry.path), name)  # follows an allowed link, refuses everything else
                 found.append(name)
 
-    def _refusal(self, name: str, what: str) -> ModelError:
+    def _refusal(self, name: str, what: str, hint: str | None = None) -> ModelError:
         return ModelError(
             f"`{show_name(name)}` in `{self.label}` {what}; only regular files are read",
             code="not_a_regular_file",
-            hint=f"make a plain copy: cp -rL {self.label} COPY",
+            hint=hint or f"make a plain copy: cp -rL {self.label} COPY",
         )
 
 

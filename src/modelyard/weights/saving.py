@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,14 @@ from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading.heads import module_targets
 from modelyard.weights.loading.lock import loading
 from modelyard.weights.loading.preprocessors import save_preprocessor
+from modelyard.weights.loading.quantization import method_name
 from modelyard.weights.loading.translate import first_line
 from modelyard.weights.output import fresh_folder
 from modelyard.weights.untrained import Untrained, is_untrained, mark
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelyard.weights.model import Model
 
 __all__ = ["save"]
@@ -86,14 +90,55 @@ def _write_model(model: Model, work: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            plain.save_pretrained(work, state_dict=state)
+            with _reversible(plain):
+                plain.save_pretrained(work, state_dict=state)
     except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"`{model.folder}` cannot be saved: {first_line(error)}",
-            code="not_saved",
-            hint="load it without `quantization`, and save that",
-        ) from error
+        raise _not_saved(model, error) from error
     mark(work, _on_disk(keep, plain, work))
+
+
+def _not_saved(model: Model, error: BaseException) -> ModelError:
+    """Why the library could not write a model, and what can be saved or copied instead."""
+    packed = getattr(model.model.config, "quantization_config", None)
+    if packed is not None and model.plan is not None and model.plan.quantization is None:
+        said = first_line(error) or type(error).__name__
+        return ModelError(
+            f"`{model.folder}` holds {method_name(packed)} weights, which the library reads and cannot write: {said}",
+            code="not_saved",
+            hint=f"what would be written is that folder as it is: cp -rL {model.folder} COPY",
+        )
+    return ModelError(
+        f"`{model.folder}` cannot be saved: {first_line(error)}",
+        code="not_saved",
+        hint="load it without `quantization`, and save that",
+    )
+
+
+@contextmanager
+def _reversible(model: Any) -> Iterator[None]:
+    """Leave out, while a model is written, what only unpacks quantized weights that were stored as such.
+
+    transformers turns every conversion of the load around when it saves; those of a quantizer have no way back, and need none:
+    the quantizer itself says under which names its tensors are stored.
+    """
+    done = getattr(model, "_weight_conversions", None)
+    if getattr(model, "hf_quantizer", None) is None or not done:
+        yield
+        return
+    model._weight_conversions = [each for each in done if _has_way_back(each)] or None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        model._weight_conversions = done  # noqa: SLF001
+
+
+def _has_way_back(conversion: Any) -> bool:
+    try:
+        for operation in getattr(conversion, "operations", ()):
+            operation.reverse_op  # noqa: B018  # a property that raises where there is none
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _on_disk(untrained: Untrained | None, model: Any, folder: Path) -> Untrained | None:

@@ -5,10 +5,10 @@ from modelyard.weights.hub.repos import (
     Token,
     fetch,
     is_hub_id,
-    modern_names,
+    named_base,
     open_folder,
     open_remote,
     parse,
 )
 
-__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "modern_names", "open_folder", "open_remote", "parse"]
+__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "named_base", "open_folder", "open_remote", "parse"]

@@ -19,17 +19,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from modelyard.errors import RefError, RequestError
+from modelyard.errors import RefError
 from modelyard.weights.files import Files, FolderFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from modelyard.weights.hub.remote import RemoteFiles
 
-__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "modern_names", "open_folder", "open_remote", "parse"]
+__all__ = ["HubSource", "Token", "fetch", "is_hub_id", "named_base", "open_folder", "open_remote", "parse"]
 
 Token = str | bool | None
 """A token; False for none at all; None for the one that `huggingface_hub` finds."""
@@ -131,6 +129,25 @@ def fetch(
         return hub_cache.fetch(asked, access, weights=weights)
 
 
+def named_base(folder: Path, source: object) -> str | None:
+    """The hub's id of the base that an adapter from a hub names; None for every other folder.
+
+    Args:
+        folder: What `fetch` gave.
+        source: What was fetched; an adapter that is no hub's may name a folder that is here, which is for loading to find.
+    """
+    import json
+
+    if not is_hub_id(source) or not (folder / "adapter_config.json").is_file():
+        return None
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        revision = config.get("revision")
+        return str(parse(f"hf://{config['base_model_name_or_path']}" + (f"@{revision}" if revision else "")))
+    except (ValueError, KeyError, TypeError, AttributeError, RefError):
+        return None  # it names no hub's model: loading says what it lacks
+
+
 def open_remote(
     source: str | HubSource, *, endpoint: str | None = None, token: Token = None, revision: str | None = None
 ) -> RemoteFiles:
@@ -161,26 +178,6 @@ def open_remote(
     urls = {name: f"{root}/{quote(name)}" for name in names if asked.file in {None, name}}
     said = get_token() if token in {None, True} else token or None
     return RemoteFiles(urls=urls, token=said, label=str(replace(asked, revision=info.sha)))  # type: ignore[arg-type]
-
-
-def modern_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of loading, with those about a hub that had another name before under the one of today (`loading.legacy`).
-
-    Raises:
-        RequestError: An option is given under both names.
-    """
-    from modelyard.weights.loading import legacy
-
-    given = {name: value for name, value in options.items() if name not in _YESTERDAY}
-    old = {name: value for name, value in options.items() if name in _YESTERDAY}
-    for name, value in legacy.accept(old, known={"token", "offline"}).items() if old else ():
-        if given.get(name) not in (None, value):
-            raise RequestError(f"`{name}` is given twice", hint="leave the old name out", field=name)
-        given[name] = value
-    return given
-
-
-_YESTERDAY = ("use_auth_token", "local_files_only")
 
 
 def _with_revision(source: str | HubSource, revision: str | None) -> HubSource:

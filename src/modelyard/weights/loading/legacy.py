@@ -100,28 +100,27 @@ def accept(given: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any
     return made
 
 
-def modern_names(options: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
-    """A call's keywords with old names replaced and all others as they are, for who reads some of them before `load` does.
+def modern_names(options: Mapping[str, Any], *, of: Collection[str]) -> dict[str, Any]:
+    """A call's keywords with the old names of the options `of` replaced and all others as they are.
+
+    For who reads some options before `load` does: the old names of the others are for `load` to take.
 
     >>> import warnings
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("ignore")
-    ...     modern_names({"task": "ner", "use_auth_token": "hf_x"}, known={"task", "token"})
-    {'task': 'ner', 'token': 'hf_x'}
+    ...     modern_names({"torch_dtype": "float16", "use_auth_token": "hf_x"}, of={"token"})
+    {'torch_dtype': 'float16', 'token': 'hf_x'}
 
     Raises:
-        RequestError: As `accept`.
+        RequestError: An option is given under both names, or as `accept`.
     """
-    today = {name: value for name, value in options.items() if name in known}
-    for name, value in accept({key: options[key] for key in options if key not in known}, known=known).items():
-        if name in today and name != "allow":
+    old = {name: value for name, value in options.items() if name not in of and _RENAMED.get(name) in of}
+    today = {name: value for name, value in options.items() if name not in old}
+    for name, value in accept(old, known=of).items():
+        if today.get(name) not in (None, value):
             raise RequestError(f"`{name}` is given twice", hint="leave the old name out", field=name)
-        today[name] = value if name not in today else (*_as_tuple(today[name]), *value)
+        today[name] = value
     return today
-
-
-def _as_tuple(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def modern_class(name: str) -> str:

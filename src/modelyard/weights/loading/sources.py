@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
-from modelyard.weights.checks import read_json
+from modelyard.weights.checks import as_path, read_json
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.loading.given import is_hub
 
@@ -85,6 +86,11 @@ def find_base(folder: Path, adapter: dict[str, Any], base: Path | str | None) ->
             f"`{folder}` is an adapter of `{named}`, which is no folder here",
             hint="pass the folder of its base as `base`",
             base_model=named,
+        )
+    if Path(base).suffix == ".gguf" and Path(base).is_file():
+        raise ModelError(
+            f"the base `{base}` is a GGUF file, whose tensors have other names than the adapter `{folder}` changes",
+            hint=f"make a folder of it: yard convert {shlex.quote(as_path(str(base)))} --to ./base; then pass ./base",
         )
     if not Path(base).is_dir():
         raise ModelError(f"no folder `{base}` for the base of the adapter `{folder}`")
