@@ -1,4 +1,4 @@
-"""A merge by `lora/1`: what it writes, what it proves, and what it refuses."""
+"""A merge in mode `exact`: what it writes, what it proves, what it refuses, and that it goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from modelyard.derivations import apply_lora, lora_scale
-from modelyard.digest import canonical_json
-from modelyard.errors import ConflictError, ModelError, NoSpaceError
-from modelyard.weights import FolderFiles, MergeCertificate, merge_lora
+from modelyard.errors import ConflictError, ModelError, NoSpaceError, RequestError
 from modelyard.weights import output as output_module
+from modelyard.weights.certificate import Certificate
+from modelyard.weights.certificate import read as read_certificate
+from modelyard.weights.files import FolderFiles
 from modelyard.weights.headers import read_header
+from modelyard.weights.merge import merge as merge_files
+from modelyard.weights.merge import merge_lora
+from modelyard.weights.merge.exact import engine
 
 LAYER = "model.layers.0."
 PREFIX = "base_model.model."
@@ -61,7 +65,7 @@ def make_adapter(folder: Path, tensors: dict[str, Any] | None = None, **config: 
     return folder
 
 
-def merge(base: Path, adapter: Path, out: str = "out", **how: Any) -> MergeCertificate:
+def merge(base: Path, adapter: Path, out: str = "out", **how: Any) -> Certificate:
     """Merge into `out` beside the base."""
     return merge_lora(FolderFiles(base), FolderFiles(adapter), base.parent / out, **how)
 
@@ -108,9 +112,11 @@ def test_certificate_is_true(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The certificate's digests, counts and scales are those of the files, and it is the same for every run."""
     made = merge(*pair).to_dict()
     before, after = (load_file(folder / "model.safetensors") for folder in (pair[0], tmp_path / "out"))
-    assert (made["operation"], made["merged"], made["replaced"], made["untouched"]) == ("lora/1", 2, 0, 3)
-    assert made["elements_changed"] == sum(int(np.count_nonzero(before[name] != after[name])) for name in before)
-    assert made["elements"] == 96
+    matched = made["matched"]
+    assert (made["operation"], made["method"], made["exactness"]) == ("merge", "lora/1", "everywhere")
+    assert (matched["merged"], matched["replaced"], matched["untouched"], matched["added"]) == (2, 0, 3, 0)
+    assert matched["elements_changed"] == sum(int(np.count_nonzero(before[name] != after[name])) for name in before)
+    assert matched["elements"] == 96
     assert {change["scale"] for change in made["changes"]} == {(1.5).hex()}
     for folder, digests in ((pair[0], made["inputs"]["base"]), (pair[1], made["inputs"]["adapter"])):
         for name, digest in digests.items():
@@ -118,7 +124,7 @@ def test_certificate_is_true(pair: tuple[Path, Path], tmp_path: Path) -> None:
     written = {path.name: blake3.blake3(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
     assert made["outputs"] == written
     again = merge(*pair, out="again")
-    assert canonical_json(again.to_dict()) == canonical_json(made)
+    assert json.loads(json.dumps(again.to_dict())) == made
 
 
 @pytest.mark.parametrize(("threads", "block_elements"), [(1, 1), (2, 17), (3, 1 << 16)])
@@ -154,14 +160,14 @@ def test_shards_keep_their_names_and_index(tmp_path: Path) -> None:
     made = merge(base, make_adapter(tmp_path / "adapter"))
     index = "model.safetensors.index.json"
     assert (tmp_path / "out" / index).read_bytes() == (base / index).read_bytes()
-    assert set(made.base_digests) == set(weight_map.values())
+    assert set(made.inputs["base"]) == set(weight_map.values())
     whole = merge_lora(FolderFiles(make_base(tmp_path / "one")), FolderFiles(tmp_path / "adapter"), tmp_path / "whole")
     found: dict[str, Any] = {}
     for shard in set(weight_map.values()):
         found |= load_file(tmp_path / "out" / shard)
     for name, value in load_file(tmp_path / "whole" / "model.safetensors").items():
         assert np.array_equal(found[name], value)
-    assert whole.elements_changed == made.elements_changed
+    assert whole.matched["elements_changed"] == made.matched["elements_changed"]
 
 
 def test_patterns_decide_rank_and_alpha(tmp_path: Path) -> None:
@@ -179,7 +185,7 @@ def test_patterns_decide_rank_and_alpha(tmp_path: Path) -> None:
 def test_pattern_matches_whole_names_only(tmp_path: Path) -> None:
     """A pattern `p` is no match for a module `up`."""
     made = merge(make_base(tmp_path / "base"), make_adapter(tmp_path / "adapter", rank_pattern={"p": 9}))
-    assert made.merged == 2
+    assert made.matched["merged"] == 2
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(", "a" * 300, ".*.*.*.*x"])
@@ -195,7 +201,7 @@ def test_tensor_saved_whole_replaces_the_bases(tmp_path: Path) -> None:
     made = merge(make_base(tmp_path / "base"), make_adapter(tmp_path / "adapter", tensors, modules_to_save=["lm_head"]))
     after = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
     assert np.array_equal(after, saved.astype(np.float32))
-    assert (made.merged, made.replaced) == (1, 1)
+    assert (made.matched["merged"], made.matched["replaced"]) == (1, 1)
 
 
 def test_transposed_layer_is_recognised(tmp_path: Path) -> None:
@@ -223,7 +229,7 @@ def test_head_prefix_may_differ(tmp_path: Path, disk: str, adapter: str) -> None
     """A base saved without its head, or an adapter trained without one, matches by the one prefix that differs."""
     base = make_base(tmp_path / "base", {f"{disk}.weight": floats(8, 6)})
     made = merge(base, make_adapter(tmp_path / "adapter", factors(adapter, 8, 6)))
-    assert made.changes[0].tensor == f"{disk}.weight"
+    assert made.changes[0]["tensor"] == f"{disk}.weight"
 
 
 @pytest.mark.row(25)
@@ -247,18 +253,20 @@ def test_partial_match_is_no_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "code"),
     [
-        ({f"{PREFIX}{LAYER}up.lora_magnitude_vector": floats(8)}, "dora"),
-        ({f"{PREFIX}model.embed_tokens.lora_embedding_A": floats(2, 10)}, "embedding"),
-        ({f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": floats(1, 6)}, "trainable_tokens"),
-        ({f"{PREFIX}{LAYER}up.lora_B.bias": floats(8)}, "lora_bias"),
-        ({f"{PREFIX}{LAYER}up.base_layer.weight": floats(8, 6)}, "bad_adapter"),
-        ({f"{PREFIX}lm_head.weight": floats(10, 6)}, "bad_adapter"),
+        ({f"{PREFIX}{LAYER}up.lora_magnitude_vector": floats(8)}, "bad_adapter"),
+        ({f"{PREFIX}model.embed_tokens.lora_embedding_A": floats(2, 10)}, "bad_adapter"),
+        ({f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": floats(1, 6)}, "bad_adapter"),
+        ({f"{PREFIX}{LAYER}up.lora_B.bias": floats(8)}, "bad_adapter"),
+        ({f"{PREFIX}{LAYER}up.base_layer.bias": floats(8)}, "bad_adapter"),
+        ({f"{PREFIX}{LAYER}odd.weight": floats(10, 6)}, "bad_adapter"),
         ({f"{PREFIX}{LAYER}odd.lora_A.weight": floats(2, 6)}, "bad_adapter"),
-        (factors(f"{LAYER}up", 8, 6) | {f"{PREFIX}{LAYER}up.lora_A.weight": floats(2, 6, 1, 1)}, "conv"),
+        ({f"{PREFIX}{LAYER}up.lora_diag": floats(2)}, "bad_adapter"),
+        ({f"{PREFIX}{LAYER}up.base_layer.q.lora_A.weight": floats(2, 6)}, "bad_adapter"),
+        (factors(f"{LAYER}up", 8, 6) | {f"{PREFIX}{LAYER}up.lora_A.weight": floats(2, 6, 1, 1)}, "bad_shape"),
     ],
 )
 def test_unsupported_tensors_are_named(tmp_path: Path, tensors: dict[str, Any], code: str) -> None:
-    """A tensor that `lora/1` has no place for stops the merge, with its name and the reason."""
+    """A tensor that has no place, or half of what belongs together, stops the merge, with its name and the reason."""
     error = refusal(tmp_path, adapter={"tensors": factors(f"{LAYER}down", 6, 8) | tensors})
     assert error.code == code
     assert any(word in error.message for word in ("up", "embed_tokens", "lm_head", "odd"))
@@ -268,12 +276,14 @@ def test_unsupported_tensors_are_named(tmp_path: Path, tensors: dict[str, Any], 
     ("config", "code"),
     [
         ({"peft_type": "IA3"}, "unsupported_adapter"),
-        ({"use_dora": True}, "dora"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "lora_bias"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"init_lora_weights": "pissa_niter_4"}, "unsupported_adapter"),
+        ({"use_qalora": True}, "qalora"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"use_bdlora": {"nblocks": 2}}, "bdlora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "unsupported_start"),
+        ({"init_lora_weights": "pissa"}, "unsupported_start"),
+        ({"corda_config": {"corda_method": "kpm"}}, "unsupported_start"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"some_new_option": True}, "unsupported_adapter"),
         ({"r": "2"}, "bad_adapter"),
@@ -302,35 +312,11 @@ def test_factors_that_do_not_fit(tmp_path: Path, tensors: dict[str, Any], r: int
     assert refusal(tmp_path, adapter={"tensors": tensors, "r": r}).code == code
 
 
-@pytest.mark.parametrize("module", ["lm_head"])
-@pytest.mark.parametrize("stored", [True, False])
-@pytest.mark.row(26)
-def test_one_side_of_tied_embeddings(tmp_path: Path, module: str, stored: bool) -> None:
-    """A LoRA on the output layer of a tied model is refused, whether the layer is stored or not."""
-    base = {"model.embed_tokens.weight": floats(10, 6)} | ({"lm_head.weight": floats(10, 6)} if stored else {})
-    tensors = factors(module, 10, 6)
-    error = refusal(tmp_path, {"tensors": base, "tie_word_embeddings": True}, {"tensors": tensors})
-    assert error.code == "tied_embeddings"
-    assert "tie_word_embeddings" in error.message
-
-
-@pytest.mark.parametrize("equal", [True, False])
-def test_both_sides_of_tied_embeddings(tmp_path: Path, equal: bool) -> None:
-    """A tied pair that was saved whole is replaced if it is still one tensor, and refused if it is not."""
-    new = floats(10, 6, seed=8)
-    saved = {f"{PREFIX}model.embed_tokens.weight": new, f"{PREFIX}lm_head.weight": new if equal else new + 1}
-    base: dict[str, Any] = {"tensors": {"model.embed_tokens.weight": floats(10, 6)}, "tie_word_embeddings": True}
-    adapter: dict[str, Any] = {"tensors": saved, "modules_to_save": ["lm_head", "embed_tokens"]}
-    if not equal:
-        assert refusal(tmp_path, base, adapter).code == "tied_embeddings"
-        return
-    merge(make_base(tmp_path / "base", **base), make_adapter(tmp_path / "adapter", **adapter))
-    assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"], new)
-
-
 def test_quantized_base_is_refused(tmp_path: Path) -> None:
     """A quantized base is refused, with what to merge into instead."""
-    assert refusal(tmp_path, {"quantization_config": {"quant_method": "bitsandbytes"}}).code == "quantized_base"
+    error = refusal(tmp_path, {"quantization_config": {"quant_method": "bitsandbytes"}})
+    assert error.code == "quantized_base"
+    assert "--quantized" in str(error.hint)
 
 
 @pytest.mark.parametrize(
@@ -405,3 +391,116 @@ def test_adapters_template_wins(pair: tuple[Path, Path], tmp_path: Path) -> None
     merge(base, adapter)
     assert not (tmp_path / "out" / "chat_template.jinja").exists()
     assert "own" in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def test_certificate_lies_in_the_folder(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """`merge` leaves in the folder what it gives back; `merge_lora` gives it back only."""
+    made = merge_files(FolderFiles(pair[0]), FolderFiles(pair[1]), tmp_path / "out")
+    found = read_certificate(FolderFiles(tmp_path / "out"))
+    assert found == made
+    merge(*pair, out="plain")
+    assert read_certificate(FolderFiles(tmp_path / "plain")) is None
+
+
+def test_unknown_mode_is_a_request_error(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A mode that there is not is refused with those that there are."""
+    with pytest.raises(RequestError, match="fast"):
+        merge_files(FolderFiles(pair[0]), FolderFiles(pair[1]), tmp_path / "out", mode="fast")  # type: ignore[arg-type]
+
+
+def test_interrupted_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C the same merge keeps the shard that was finished, and gives the certificate and bytes of one run."""
+    base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "adapter")
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    names = list(tensors)
+    home = {name: f"model-0000{1 + names.index(name) // 3}-of-00002.safetensors" for name in names}
+    for shard in set(home.values()):
+        save_file({name: tensors[name] for name in names if home[name] == shard}, base / shard, {"format": "pt"})
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    whole = merge(base, adapter, out="whole")
+    written: list[str] = []
+    write = engine._Merger.write
+
+    def stop_at_second(self: Any, name: str, work: Any) -> Any:
+        if written and not resuming:
+            raise KeyboardInterrupt
+        written.append(name)
+        return write(self, name, work)
+
+    monkeypatch.setattr(engine._Merger, "write", stop_at_second)
+    resuming = False
+    with pytest.raises(KeyboardInterrupt):
+        merge(base, adapter)
+    assert not (tmp_path / "out").exists()
+    resuming = True
+    made = merge(base, adapter)
+    assert len(written) == 2
+    assert made == whole
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "out", "whole"]
+
+
+def test_added_tensor_is_in_the_last_shard_and_the_index(tmp_path: Path) -> None:
+    """A head that a tied base lacks goes into the last file; the index names it and counts its bytes."""
+    base = make_tied(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    names = list(tensors)
+    home = {name: f"model-0000{1 + (at > 2)}-of-00002.safetensors" for at, name in enumerate(names)}
+    for shard in set(home.values()):
+        save_file({name: tensors[name] for name in names if home[name] == shard}, base / shard, {"format": "pt"})
+    index = {"metadata": {"total_size": 1, "kept": "yes"}, "weight_map": home}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    merge(base, make_adapter(tmp_path / "adapter", factors("lm_head", 10, 6)))
+    out = tmp_path / "out"
+    found = json.loads((out / "model.safetensors.index.json").read_text())
+    assert found["weight_map"] == home | {"lm_head.weight": "model-00002-of-00002.safetensors"}
+    assert found["metadata"] == {"total_size": sum(v.nbytes for v in tensors.values()) + 240, "kept": "yes"}
+    after = load_file(out / "model-00002-of-00002.safetensors")
+    wanted = apply_lora(
+        tensors["model.embed_tokens.weight"], "F32", floats(2, 6, seed=9), floats(10, 2, seed=10), lora_scale(3, 2)
+    )
+    assert after["lm_head.weight"].tobytes() == wanted.tobytes()
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.row(26)
+def test_both_sides_of_tied_embeddings(tmp_path: Path, equal: bool) -> None:
+    """A tied pair that was saved whole stays one tensor while both are equal, and becomes two when they are not."""
+    new = floats(10, 6, seed=8)
+    saved = {f"{PREFIX}model.embed_tokens.weight": new, f"{PREFIX}lm_head.weight": new if equal else new + 1}
+    merge(
+        make_tied(tmp_path / "base"),
+        make_adapter(tmp_path / "adapter", saved, modules_to_save=["lm_head", "embed_tokens"]),
+    )
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert np.array_equal(after["model.embed_tokens.weight"], new)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is equal
+    assert ("lm_head.weight" in after) is not equal
+    if not equal:
+        assert np.array_equal(after["lm_head.weight"], new + 1)
+
+
+def make_tied(folder: Path) -> Path:
+    """A Llama of one layer whose output layer is its input embedding, as transformers would save it."""
+    sizes = {
+        "hidden_size": 6,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 10,
+    }
+    shapes = {
+        "self_attn.q_proj": (6, 6),
+        "self_attn.k_proj": (6, 6),
+        "self_attn.v_proj": (6, 6),
+        "self_attn.o_proj": (6, 6),
+    }
+    shapes |= {"mlp.gate_proj": (8, 6), "mlp.up_proj": (8, 6), "mlp.down_proj": (6, 8)}
+    shapes |= {"input_layernorm": (6,), "post_attention_layernorm": (6,)}
+    tensors = {f"{LAYER}{name}.weight": floats(*shape, seed=at) for at, (name, shape) in enumerate(shapes.items())}
+    tensors |= {"model.embed_tokens.weight": floats(10, 6, seed=1), "model.norm.weight": floats(6, seed=4)}
+    return make_base(folder, tensors, tie_word_embeddings=True, **sizes)
