@@ -7,6 +7,7 @@ knows no graph.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.certificate import describe_machine
 from modelyard.weights.export.formats import supported_architectures
 from modelyard.weights.export.manifest import Graph, Manifest
+from modelyard.weights.export.samples import sliding_window
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +40,15 @@ def build(source: Path, folder: Path, type: str, *, architecture: str) -> Manife
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
         command += ["-i", str(source), "-o", str(folder), "-p", type, "-e", "cpu", "-c", scratch]
+        # A cache of the window's size alone fails on a CPU as soon as a prompt is longer than the window.
+        command += ["--extra_options", "windowed_kv_cache=false"]
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise ModelError(
             f"{architecture} cannot be exported to genai: {lines[-1][:300]}", code="not_exportable", target="genai"
         )
+    _keep_window(folder, source)
     config = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
     libraries = describe_machine("onnxruntime-genai", "onnxruntime", "transformers", "torch")["libraries"]
     graph = Graph(config["decoder"]["filename"], ("input_ids", "attention_mask"), ())
@@ -57,6 +62,29 @@ def build(source: Path, folder: Path, type: str, *, architecture: str) -> Manife
         libraries,
         "genai",
     )
+
+
+def _keep_window(folder: Path, source: Path) -> None:
+    """Give each layer with a sliding window its window: the builder forgets it for architectures that it does not list as having any."""
+    import onnx
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    window = sliding_window(config)
+    if window is None:
+        return
+    kinds = getattr(config, "layer_types", None)
+    path = folder / "model.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    for node in graph.graph.node:
+        layer = re.search(r"layers\.(\d+)/", node.name)
+        if node.op_type != "GroupQueryAttention" or layer is None:
+            continue
+        if kinds is None or "sliding" in kinds[int(layer[1])]:
+            kept = [each for each in node.attribute if each.name != "local_window_size"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("local_window_size", window)])
+    onnx.save(graph, path)
 
 
 def refuse(core: Any) -> None:

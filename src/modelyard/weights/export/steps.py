@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelyard.errors import ModelError
+from modelyard.errors import ModelError, YardError
 from modelyard.weights.export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -102,12 +102,24 @@ def run_job(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 
 def compare_export(folder: Path, reference: Any, batches: Sequence[Batch], job: Job) -> list[Check]:
-    """How far the folder is from the recorded source."""
+    """How far the folder is from the recorded source.
+
+    Raises:
+        ModelError: `export_broken`: the runtime fails on it.
+    """
     from modelyard.weights.export.opening import open_export
     from modelyard.weights.parity import compare
 
     runner = open_export(folder, threads=job.threads)
-    return compare(reference, runner, batches, tolerance=job.tolerance, tokens=TOKENS)
+    try:
+        return compare(reference, runner, batches, tolerance=job.tolerance, tokens=TOKENS)
+    except YardError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the export to {job.format} was made and does not run: {said}", code="export_broken", target=job.format
+        ) from error
 
 
 def _trace(job: Job, model: Model, batches: Sequence[Batch], tell: Callable[[dict[str, Any]], None]) -> None:
