@@ -35,14 +35,14 @@ def bench(home: Home, target: str | None, *sources: str | None) -> Merging:
 
 def report(made: Transformed, *, as_json: bool) -> None:
     """What was made, and from what: one line on stdout, the certificate's on stderr."""
-    from modelyard.weights.certificate import render
+    from modelyard.weights.certificate_text import summarize
 
     if as_json:
         plain = version_json(made.version) if made.version is not None else {}
         output.json_object({**plain, **made.to_dict()})
         return
     output.data(f"{made.version.name}  {made.version.id.short}" if made.version is not None else made.name)
-    for line in render(made.certificate):
+    for line in summarize(made.certificate):
         output.note(line)
     if made.version is not None:
         output.note(f"all of it: yard show {made.version.name}")

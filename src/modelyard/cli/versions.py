@@ -238,7 +238,8 @@ def show(reference: str, home: Home, as_json: bool) -> None:
 
 
 def _show_certificate(plain: dict[str, Any]) -> None:
-    from modelyard.weights.certificate import Certificate, render
+    from modelyard.weights.certificate import Certificate
+    from modelyard.weights.certificate_text import render
 
     first, *rest = render(Certificate.from_dict(plain))
     output.data(f"made      {first}")

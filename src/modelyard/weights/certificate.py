@@ -6,8 +6,6 @@ operation, opens no weights and measures nothing.
 >>> made = Certificate("convert", "cast/1", outputs={"model.safetensors": "ab" * 32}, matched={"cast": 3, "kept": 1})
 >>> Certificate.from_dict(made.to_dict()) == made
 True
->>> render(made)[0]
-'convert by cast/1: the same bits everywhere'
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from modelyard.digest import Digest
     from modelyard.weights.files import Files
 
-__all__ = ["EVERYWHERE", "FILE", "FORMAT", "THIS_MACHINE", "Certificate", "describe_machine", "read", "render"]
+__all__ = ["EVERYWHERE", "FILE", "FORMAT", "THIS_MACHINE", "Certificate", "describe_machine", "read"]
 
 FORMAT = "modelyard/certificate/1"
 FILE = "certificate.json"
@@ -41,7 +39,6 @@ EVERYWHERE = "everywhere"
 THIS_MACHINE = "this machine"
 """Exactness of what depends on libraries, processor or threads; `Certificate.machine` names them."""
 
-_SHOWN = 8
 _LIMIT = 256 << 20
 
 
@@ -133,35 +130,6 @@ def read(files: Files) -> Certificate | None:
     return Certificate.from_dict(plain, label)
 
 
-def render(certificate: Certificate) -> list[str]:
-    """The certificate as lines for people; control characters in names are escaped."""
-    by = f" by {certificate.method}" if certificate.method else ""
-    where = "the same bits everywhere" if certificate.exactness == EVERYWHERE else f"exact on {certificate.exactness}"
-    lines = [f"{certificate.operation}{by}: {where}"]
-    for title, values in (("options", certificate.options), ("matched", certificate.matched)):
-        said = ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if _is_short(value))
-        if said:
-            lines.append(f"{title}: {said}")
-    for role, digests in certificate.inputs.items():
-        lines += _digest_lines(f"from {role}", digests)
-    lines += _digest_lines("wrote", certificate.outputs)
-    if certificate.changes:
-        lines.append(f"changed: {len(certificate.changes)} tensors")
-        lines += [f"  {_describe(change)}" for change in certificate.changes[:_SHOWN]]
-        if len(certificate.changes) > _SHOWN:
-            lines.append(f"  and {len(certificate.changes) - _SHOWN} more")
-    lines += [f"check: {_describe(check)}" for check in certificate.checks]
-    lines += [f"warning: {warning}" for warning in certificate.warnings]
-    if certificate.machine:
-        lines.append(f"machine: {_describe(certificate.machine)}")
-    return [_printable(line) for line in lines]
-
-
-def _printable(text: str) -> str:
-    """One line as it may be printed: what is not printable is escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def describe_machine(*libraries: str, threads: int | None = None) -> dict[str, Any]:
     """What an inexact result depends on: processor, system, threads and the versions of `libraries` that are installed.
 
@@ -196,29 +164,6 @@ def _processor() -> str:
     except OSError:
         pass  # no such file on other systems, and none is needed there
     return platform.processor() or platform.machine()
-
-
-def _digest_lines(title: str, digests: Mapping[str, str]) -> list[str]:
-    shown = [f"{title}: {show_name(name)} {str(digest)[:12]}" for name, digest in list(digests.items())[:_SHOWN]]
-    return shown + ([f"{title}: and {len(digests) - _SHOWN} more files"] if len(digests) > _SHOWN else [])
-
-
-def _describe(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value is not None)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return " ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return str(value)
-
-
-def _is_short(value: Any) -> bool:
-    return value is not None and value != {} and not isinstance(value, list)
 
 
 def _bad(label: str, what: str) -> ModelError:
