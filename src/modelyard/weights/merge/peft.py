@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,9 +85,15 @@ def merge_peft(
             made.inputs.setdefault("base", {})[shard] = note["base"]
             made.outputs[shard] = str(work.digest(shard))
             made.changes += note["changes"]
-    kept = sum(len(header.tensors) for header in base.shards.values()) - len(plan.sites.keys() & base.home.keys())
-    replaced = sum(all(site.kind in {"replaced", "tokens"} for site in sites) for sites in plan.sites.values())
-    made.matched = {"merged": len(plan.sites) - replaced, "replaced": replaced, "untouched": kept}
+    replaced = sum("replaced_by" in change for change in made.changes)
+    made.matched = {
+        "merged": len(made.changes) - replaced,
+        "replaced": replaced,
+        "added": len(plan.added),
+        "untouched": len(base.home) - len(plan.sites.keys() & base.home.keys()),
+        "elements": sum(change["elements"] for change in made.changes),
+        "elements_changed": sum(change["changed"] for change in made.changes),
+    }
     return made
 
 
@@ -199,7 +206,7 @@ class _Change:
     def check(self, raw: Bytes, made: Bytes) -> None:
         """Count what changed and refuse what is not finite."""
         changed = count_changed(raw, made, self.spec)
-        self.merger.changes.append(describe_change(self.spec, self.sites) | {"changed": changed})
+        self.merger.changes.append(describe_change(self.spec, self.sites, changed))
 
 
 def as_tensor(raw: Bytes, dtype: str, shape: Sequence[int]) -> Tensor:
@@ -241,18 +248,27 @@ def count_changed(before: Bytes, after: Bytes, spec: TensorSpec) -> int:
     return changed
 
 
-def describe_change(spec: TensorSpec, sites: Sequence[Site]) -> dict[str, Any]:
+def describe_change(spec: TensorSpec, sites: Sequence[Site], changed: int) -> dict[str, Any]:
     """One changed tensor for the certificate: integers and strings, the scale as a hexadecimal binary32."""
     first = sites[0]
+    modules = list(dict.fromkeys(site.module for site in sites))
     plain: dict[str, Any] = {
         "tensor": spec.name,
         "dtype": spec.dtype,
-        "elements": int(np.prod(spec.shape, dtype=np.int64)),
+        "elements": prod(spec.shape),
+        "changed": changed,
+        "operation": "peft",
+        "kind": "dora" if first.dora else first.kind,
+        "module": modules[0],
     }
-    plain |= {"operation": "peft", "kind": "dora" if first.dora else first.kind, "module": first.module}
+    if len(sites) > 1:
+        plain |= {"parts": len(sites), "modules": modules}
     if first.low_rank or first.kind == "bias":
         plain |= {"rank": first.rank, "alpha": repr(first.alpha), "scale": float(first.scale).hex()}
-    return plain
+    if first.low_rank:
+        return plain | {"transposed": "yes" if first.layout.transposed else "no"}
+    replaced_by = first.tensors.get("value") or first.tensors.get("tokens")
+    return plain | ({"replaced_by": replaced_by} if replaced_by else {})
 
 
 def _refuse_tied(plan: Plan, adapter: Checkpoint) -> None:
