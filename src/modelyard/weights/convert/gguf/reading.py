@@ -43,7 +43,7 @@ __all__ = ["from_gguf", "read_config"]
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _NAMES = {short: name for name, short in _DTYPES.items()}
 _EXACT = {"F32": {"F32", "F16", "BF16"}, "F16": {"F16"}, "BF16": {"BF16"}}
-_ELEMENTS = 1 << 20
+_ELEMENTS = 1 << 18
 _SHARD = "5GB"
 
 

@@ -48,7 +48,7 @@ SCRATCH = ".check-"
 DTYPES_KEY, ORIGINAL_KEY = "modelyard.dtypes", "modelyard.original."
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `llama_ftype`
-_ELEMENTS = 1 << 20
+_ELEMENTS = 1 << 18
 _ALIGNMENT = 32
 _POOLINGS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
 _LEGAL = ("license", "licence", "notice", "copying", "use_policy")
@@ -75,7 +75,8 @@ def to_gguf(
         type: `F16`, `F32`, `BF16`, `Q8_0` or `Q4_0`. Of Q4_0, the head (or the embedding that is also the head) is Q8_0; rows that do not fill
             blocks of 32 are F16.
         name: `general.name`; by default what the source is called.
-        check: Load the file back and compare what it computes with the source, on fixed inputs, before anything appears at `out`.
+        check: Load the file back and compare what it computes with the source, on fixed inputs, before anything appears at `out`; the
+            certificate then is that of an export.
         tolerance: Of that comparison, relative to the largest logit; None is the type's own (`checking.TOLERANCES`).
         progress: Called with (bytes done, bytes in all) of the source's weights.
 
@@ -103,7 +104,7 @@ def to_gguf(
     exact = type not in {"Q8_0", "Q4_0"}
     options = {"type": type, "name": name, "check": check, "tolerance": tolerance}
     made = Certificate(
-        "convert",
+        "export" if check else "convert",
         f"gguf {type}",
         options={"type": type, "architecture": family.arch, "model_type": config.model_type},
         exactness=EVERYWHERE if exact else THIS_MACHINE,
@@ -305,9 +306,10 @@ class _Error:
         self.squares = self.lost = 0.0
 
     def add(self, rows: Array, blocks: Array, each: Placed) -> None:
-        read = from_blocks(blocks, each.type, each.name)
-        self.squares += float(np.square(rows, dtype=np.float64).sum())
-        self.lost += float(np.square(rows.astype(np.float64) - read).sum())
+        lost = from_blocks(blocks, each.type, each.name)
+        lost -= rows
+        self.squares += float(np.vdot(rows, rows))
+        self.lost += float(np.vdot(lost, lost))
 
 
 def _parts(weights: Checkpoint, each: Placed, error: _Error) -> Iterator[Array]:
@@ -365,5 +367,5 @@ def _describe(each: Placed, error: _Error) -> dict[str, Any]:
     if each.change:
         made["change"] = each.change
     if error.squares:
-        made["relative_error"] = round((error.lost / error.squares) ** 0.5, 6)
+        made["relative_error"] = round((error.lost / error.squares) ** 0.5, 5)
     return made
