@@ -211,6 +211,29 @@ def test_threads_and_pieces_change_no_bit(folder: Path, tmp_path: Path, monkeypa
     assert first.to_dict() == second.to_dict()
 
 
+@pytest.mark.parametrize(("before", "after"), [("F16", "BF16"), ("F16", "F32"), ("BF16", "F16"), ("BF16", "F32")])
+def test_every_element_of_16_bits(tmp_path: Path, before: str, after: str) -> None:
+    """All 65536 patterns but those that have no finite result give the bits that torch gives; one that has none is refused."""
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(CODES[before])
+    wanted = patterns.to(CODES[after])
+    finite = wanted.isfinite() & patterns.isfinite()
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    for values, code in (
+        (patterns[finite], None),
+        (patterns[patterns.isnan()][:1], "nan_result"),
+        (torch.tensor([1.0, -float("inf")]).to(CODES[before]), "infinite_result"),
+    ):
+        (tmp_path / str(code)).mkdir()
+        save_file({"all": values}, tmp_path / str(code) / "model.safetensors")
+        if code is None:
+            rewrite(FolderFiles(tmp_path / "None"), tmp_path / "out", dtype=names[after])
+            assert bits(load(tmp_path / "out")["all"]) == bits(wanted[finite])
+        else:
+            with pytest.raises(ModelError, match="all") as caught:
+                rewrite(FolderFiles(tmp_path / code), tmp_path / "no", dtype=names[after])
+            assert caught.value.code == code
+
+
 # Kills itself once the second file is begun; says which files an earlier run had finished.
 PROGRAM = """
 import os, sys
