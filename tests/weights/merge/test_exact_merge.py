@@ -493,7 +493,7 @@ def make_tied(folder: Path) -> Path:
         "num_attention_heads": 1,
         "vocab_size": 10,
     }
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj": (6, 6),
         "self_attn.k_proj": (6, 6),
         "self_attn.v_proj": (6, 6),

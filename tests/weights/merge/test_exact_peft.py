@@ -89,7 +89,12 @@ def bound(site: Site, before: torch.Tensor, ours: torch.Tensor, adapter: dict[st
 
 
 def _dora_bound(
-    site: Site, weight: Any, made: Any, adapter: dict[str, torch.Tensor], terms: torch.Tensor, product: torch.Tensor
+    site: Site,
+    weight: torch.Tensor,
+    made: torch.Tensor,
+    adapter: dict[str, torch.Tensor],
+    terms: torch.Tensor,
+    product: torch.Tensor,
 ) -> torch.Tensor:
     turned = site.layout.transposed
     values = (weight.T if turned else weight).double() + product
@@ -98,7 +103,7 @@ def _dora_bound(
     factor = adapter[site.tensors["magnitude"]].double().reshape(-1, 1) / norm
     result = (factor * values).abs()
     relative = (values.shape[1] + 8) * U + error.norm(dim=1, keepdim=True) / norm
-    limit = factor.abs() * error + result * relative
+    limit: torch.Tensor = factor.abs() * error + result * relative
     return ulp(made, made.dtype) + (limit.T if turned else limit)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelyard.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 __all__ = ["add_prefix", "is_head", "is_input_embedding"]
 
@@ -61,12 +61,13 @@ def add_prefix(
     must = [name for name in missing if needed is None or name in needed]
     if not must:
         return plain
-    tried: list[dict[str, str]] = []
+    tried: list[Callable[[str], str]] = [
+        f"{prefix}.{{}}".format for prefix in sorted({name.partition(".")[0] for name in present}) if "{" not in prefix
+    ]
     firsts = {name.partition(".")[0] for name in must}
     if len(firsts) == 1 and not any(name.startswith(f"{next(iter(firsts))}.") for name in known):
-        tried.append({name: name.partition(".")[2] for name in must})
-    tried += [{name: f"{prefix}.{name}" for name in must} for prefix in {name.partition(".")[0] for name in present}]
-    fitting = [names for names in tried if known.issuperset(names.values())]
+        tried.append(lambda name: name.partition(".")[2])
+    fitting = [change for change in tried if known.issuperset(map(change, must))]
     if len(fitting) > 1:
         raise ModelError(f"`{label}` cannot be merged: its names fit the base in two ways", code="ambiguous_names")
-    return plain | (fitting[0] if fitting else {})
+    return plain | {name: change(name) for change in fitting for name in missing if change(name) in known}

@@ -80,13 +80,17 @@ class Disk:
         return found
 
     def _match_mapped(self, names: list[str], needed: list[str]) -> dict[str, str]:
+        found = {name: name for name in names if name in self.base.home}
+        known = set(self.base.home)
         try:
-            known = {*self.base.home, *self.mapped.names, *self.mapped.tied}
+            modules = {*self.mapped.names, *self.mapped.tied}
         except ModelError as error:
             if error.code != "unknown_architecture":
                 raise
-            known = set(self.base.home)
-        found = add_prefix(names, known, self._label, needed)
+        else:
+            rest = [name for name in names if name not in found]
+            found |= add_prefix(rest, modules, self._label, [name for name in needed if name not in found])
+            known |= modules
         missing = [name for name in needed if name not in found]
         if missing:
             self._refuse(missing, needed, known)

@@ -136,17 +136,16 @@ class _Planner:
         try:
             self.names = self.disk.match([*wanted, *whole, *tokens])
         except ModelError as error:
-            lacking = set(error.details.get("missing", ()))
-            if error.code != "no_match" or not lacking or not lacking <= set(whole):
+            if error.code != "no_match" or not whole or not (wanted or tokens):
                 raise
         else:
             return None
+        # What is left over when everything else fits is a head that the base has not.
+        self.names = self.disk.match([*wanted, *whole, *tokens], may_lack=whole)
         from modelyard.weights.merge.plan.heads import add_head
 
-        self.names = self.disk.match([*wanted, *whole, *tokens], may_lack=lacking)
-        return add_head(
-            self.disk, self.adapter, self.options, {name: self.keys.whole[name] for name in whole if name in lacking}
-        )
+        head = {name: self.keys.whole[name] for name in whole if name not in self.names}
+        return add_head(self.disk, self.adapter, self.options, head)
 
     # Sites.
 
