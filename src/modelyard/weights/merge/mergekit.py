@@ -274,9 +274,10 @@ class _Reader:
                 inputs = (*inputs, MergeInput(config.base))
             most = method.most or len(inputs)
             if not method.least <= len(inputs) <= most:
-                wanted = f"{method.least}" if method.least == most else f"at most {most}"
+                wanted = f"{most}" if method.least == most else f"at most {most}"
                 self.refuse(
-                    place, f"`{self.method}` takes {wanted} models, the base included, and there are {len(inputs)}"
+                    place,
+                    f"`{self.method}` takes {wanted} model{'s' * (most > 1)}, the base included, and there are {len(inputs)}",
                 )
             slices.append(Slice(inputs, part.parameters))
         return replace(config, slices=tuple(slices), warnings=tuple(dict.fromkeys(self.warnings)))

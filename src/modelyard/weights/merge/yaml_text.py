@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "read_yaml"]
 
-MAX_BYTES = 1 << 20
-MAX_VALUES = 20_000
+MAX_BYTES = 1 << 16  # PyYAML takes a second for so much
+MAX_VALUES = 4_000
 MAX_DEPTH = 16
 
 _PLAIN = "tag:yaml.org,2002:"
@@ -35,6 +35,7 @@ def read_yaml(text: str, label: str) -> dict[str, Any]:
         raise _refuse(label, f"it has {len(text)} characters, more than {MAX_BYTES}")
     loader = yaml.SafeLoader(text)
     try:
+        _check_size(text, label)
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise _refuse(label, "it is no mapping of keys to values, as `merge_method: linear`")
@@ -49,6 +50,21 @@ def read_yaml(text: str, label: str) -> dict[str, Any]:
         loader.dispose()
 
 
+def _check_size(text: str, label: str) -> None:
+    """Refuse depth and number of values before anything recurses over them; aliases are counted as they are built."""
+    import yaml
+
+    depth = count = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        count += isinstance(event, yaml.NodeEvent)
+        if depth > MAX_DEPTH:
+            raise _refuse(label, f"line {event.start_mark.line + 1}: it is nested beyond {MAX_DEPTH}")
+        if count > MAX_VALUES:
+            raise _refuse(label, f"line {event.start_mark.line + 1}: it has more than {MAX_VALUES} values")
+
+
 class _Builder:
     """Plain values of nodes, counted."""
 
@@ -59,9 +75,8 @@ class _Builder:
         import yaml
 
         self._count += 1
-        if self._count > MAX_VALUES or depth > MAX_DEPTH:
-            what = f"more than {MAX_VALUES} values" if self._count > MAX_VALUES else f"nested beyond {MAX_DEPTH}"
-            raise self._bad(node, f"it is {what}" if depth > MAX_DEPTH else f"it has {what}")
+        if self._count > MAX_VALUES or depth > MAX_DEPTH:  # by aliases
+            raise self._bad(node, f"it has more than {MAX_VALUES} values, or is nested beyond {MAX_DEPTH}")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
