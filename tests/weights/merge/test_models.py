@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,33 @@ def test_an_interrupted_merge_goes_on(halves: dict[str, Path], tmp_path: Path) -
     assert any((tmp_path / "out" / name).stat().st_ino == inode for name, inode in kept.items())
     assert read(FolderFiles(tmp_path / "out")) == read(FolderFiles(tmp_path / "whole"))
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("linear", {"weights": [1, 1]}),
+        ("dare_linear", {"weights": [1, 1], "density": 0.5}),
+        ("slerp", {"on": "one", "parameters": {"t": 0.5}}),
+    ],
+)
+def test_a_tensor_is_never_whole_in_memory(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """A tensor of 24 MB is merged block by block: the peak is a small part of it."""
+    family = {}
+    for number, name in enumerate((BASE, ONE, TWO)):
+        family[name] = tmp_path / name
+        family[name].mkdir()
+        (family[name] / "config.json").write_text('{"model_type": "llama"}')
+        values = torch.full((3000, 2000), 1.0 + number)
+        save_file({"w": values}, family[name] / "model.safetensors", {"format": "pt"})
+    del values
+    names = [TWO] if method == "slerp" else [ONE, TWO]
+    tracemalloc.start()
+    try:
+        merge(family, tmp_path / "out", method, names, block_elements=1 << 16, **options)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

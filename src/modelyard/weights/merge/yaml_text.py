@@ -60,9 +60,9 @@ def _check_size(text: str, label: str) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         count += isinstance(event, yaml.NodeEvent)
         if depth > MAX_DEPTH:
-            raise _refuse(label, f"line {event.start_mark.line + 1}: it is nested beyond {MAX_DEPTH}")
+            raise _refuse(label, f"it is nested beyond {MAX_DEPTH}")
         if count > MAX_VALUES:
-            raise _refuse(label, f"line {event.start_mark.line + 1}: it has more than {MAX_VALUES} values")
+            raise _refuse(label, f"it has more than {MAX_VALUES} values")
 
 
 class _Builder:
