@@ -119,7 +119,9 @@ def open_dequantized(files: Files) -> Checkpoint:
         ModelError: `quantized_base` where a tensor's form is not known; as `open_checkpoint`.
     """
     from modelyard.weights.checkpoint import open_checkpoint
+    from modelyard.weights.loading.quantization import quiet_imports
 
+    quiet_imports()
     stored = open_checkpoint(files)
     dtype = _base_dtype(files, stored)
     made = _bnb_tensors(stored, dtype) if quantization_of(files) == "bitsandbytes" else _torchao_tensors(stored, dtype)
