@@ -6,6 +6,7 @@ time. For every task that `parity` makes inputs for. Knows folders; does not kno
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from modelyard.weights import parity
@@ -77,7 +78,12 @@ def prove(
     files = as_files(base)
     packed = "quantization_config" in read_json(files, "config.json")
     dtype = dtype or ("auto" if packed else _pick_dtype(files))
-    with as_folder(base) as base_folder, as_folder(adapter) as adapter_folder, as_folder(merged) as merged_folder:
+    with ExitStack() as stack:
+        merged_folder = stack.enter_context(as_folder(merged))
+        # Where the merged model was written there is room, and links into a store on the same disk cost none.
+        base_folder, adapter_folder = (
+            stack.enter_context(as_folder(each, near=merged_folder.parent)) for each in (base, adapter)
+        )
         attached = load(adapter_folder, base=base_folder, dtype=dtype, threads=threads, allow=_ALLOW)
         try:
             task, batches = attached.task, _make_batches(attached, prompts)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 _LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes")
-_STAGES = 4  # the source is computed, quantized, written, and computed again from disk
+_STAGES = 4
 _SHOWN = 6
 _ALLOW = ("preprocessor",)  # weights alone can be quantized, and seeded inputs need no tokenizer
 
@@ -67,7 +67,7 @@ def quantize(
         tokens: Greedy tokens to compare, of models that write text.
         dtype: What is kept in full precision, and computed in: `float32`, `bfloat16` or `float16`; by default what the source is in.
         threads: Compute threads of torch in this process; None leaves them as they are.
-        progress: Called with (bytes done, bytes in all): the source's bytes for each of four stages.
+        progress: Called with (stages done, stages in all): the source is computed, quantized, written, and computed again from disk.
 
     Returns:
         The certificate, which is `certificate.json` in `out` too: the kind of every difference, and what stays as it was.
@@ -124,11 +124,10 @@ class _Job:
     done: int = 0
 
     def advance(self, stages: int = 1) -> None:
-        """Report that some of the stages are over, each as many bytes as the source's weights have."""
-        size = sum(self.files.size(name) for name in self.files.names() if name.endswith(".safetensors"))
-        self.done += stages * size
+        """Report that some of the stages are over."""
+        self.done += stages
         if self.progress is not None:
-            self.progress(self.done, _STAGES * size)
+            self.progress(self.done, _STAGES)
 
 
 def _refuse(files: Files) -> None:
@@ -177,7 +176,9 @@ def _write(job: _Job, work: Work) -> tuple[dict[str, Any], list[str]]:
         for path in work.folder.rglob("*")
         if path.is_file() and path.name != _PROGRESS
     )
+    mode = (work.folder / "config.json").stat().st_mode  # safetensors' own writer lets nobody else read
     for name in [*(name for name in names if name != "config.json"), "config.json"]:
+        (work.folder / name).chmod(mode)
         _sync(work.folder / name)
         note = {"files": names, "matched": matched, "warnings": told} if name == "config.json" else None
         work.finish(name, hash_file(work.folder / name), note)
