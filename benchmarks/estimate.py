@@ -9,9 +9,8 @@ with its cache, PEFT, torch's AdamW)::
     python benchmarks/estimate.py --json
 
 What is compared: the estimate's peak without `overhead` with the process's largest resident set after the load (`VmHWM`, reset
-when the model stands) minus its resident set when everything is imported and nothing loaded. The C library is told to give
-freed memory back (`MALLOC_MMAP_THRESHOLD_=65536`, glibc); what its default setting keeps on top is measured as well and
-printed as a figure without a verdict.
+when the model stands) minus its resident set when everything is imported and nothing loaded. The process has the C library's
+allocator as users have it: what that keeps of freed memory is part of the estimate.
 
 Then `yard inspect` and `yard estimate` of a 7B-class folder, each a fresh process from its start: headers and sizes are real,
 the weights' bytes are holes.
@@ -239,13 +238,13 @@ def make_hollow(folder: Path, config: dict[str, Any]) -> int:
     return total
 
 
-def measure(folder: Path, tiny: Path, workload: dict[str, Any], **environment: str) -> dict[str, int]:
+def measure(folder: Path, tiny: Path, workload: dict[str, Any]) -> dict[str, int]:
     """Bytes that the workload takes in a process of its own."""
     sizes = {"batch": 1, "length": 8, "new_tokens": 1, "rank": 2}
     small = json.dumps({"folder": str(tiny), "dtype": "float32", "sizes": sizes})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WORK, str(folder), json.dumps(workload | {"rank": RANK}), small],
-        env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         check=False,
@@ -267,13 +266,9 @@ def compare(case: Case, scratch: Path, *, quick: bool) -> list[Figure]:
     for mode, sizes in (("inference", case.inference), ("lora", case.lora)):
         guess = estimate(folder, mode=mode, rank=RANK, dtype="float32", options=False, **sizes)  # type: ignore[arg-type]
         said = (guess.peak - guess.overhead) / 1e6
-        plain = measure(folder, tiny, sizes | {"mode": mode}, MALLOC_MMAP_THRESHOLD_="65536")
-        default = measure(folder, tiny, sizes | {"mode": mode})
-        real, kept = plain["peak"] / 1e6, default["peak"] / 1e6
-        figures += [
-            Figure(f"{case.name}: {mode}", said, "MB", "within 10 %", abs(said / real - 1) <= 0.10, "measured", real, said / real),
-            Figure(f"{case.name}: {mode}, glibc's defaults", said, "MB", "none (allocator)", True, "measured", kept, said / kept),
-        ]  # fmt: skip
+        real = measure(folder, tiny, sizes | {"mode": mode})["peak"] / 1e6
+        near = abs(said / real - 1) <= 0.10
+        figures.append(Figure(f"{case.name}: {mode}", said, "MB", "within 10 %", near, "measured", real, said / real))
     return figures
 
 

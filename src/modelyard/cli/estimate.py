@@ -85,6 +85,7 @@ def _rows(found: Estimate) -> list[tuple[str, str, str]]:
         "adapter": found.adapter,
         "gradients": found.gradients,
         "optimizer states": found.optimizer,
+        "kept by the allocator": found.allocator,
         "process and libraries": found.overhead,
         "peak": found.peak,
     }

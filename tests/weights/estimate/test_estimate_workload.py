@@ -10,6 +10,7 @@ import pytest
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.estimate import Machine, estimate
+from modelyard.weights.estimate.machine import HEAP_BLOCK, KEPT
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -62,9 +63,20 @@ def test_parts_make_the_peak(tmp_path: Path) -> None:
     """A folder without weights is estimated; the peak is the sum of the parts, and everything is plain JSON."""
     found = estimate(describe(tmp_path, LLAMA), batch=2, length=16, new_tokens=4)
     parts = (found.weights, found.kv_cache, found.activations, found.gradients, found.optimizer, found.adapter)
-    assert found.peak == sum(parts) + found.overhead
+    assert found.peak == sum(parts) + found.allocator + found.overhead
     assert found.kv_cache == 2 * 2 * 2 * 2 * 8 * 2 * 20  # keys and values, layers, rows, heads, width, bytes, tokens
     assert json.loads(json.dumps(found.to_dict()))["peak"] == found.peak
+
+
+def test_freed_memory_that_the_c_library_keeps_is_counted(tmp_path: Path) -> None:
+    """On a CPU a share of the small blocks is added: blocks that glibc maps one by one count for nothing, and so does a GPU."""
+    folder = describe(tmp_path, LLAMA)
+    small = estimate(folder, batch=2, length=64, new_tokens=0)
+    assert small.allocator == round(KEPT * (small.activations + small.kv_cache))  # every block is small
+    assert estimate(folder, batch=2, length=64, new_tokens=0, device="cuda").allocator == 0
+    rows = HEAP_BLOCK // (LLAMA["intermediate_size"] * 2 * 64) + 1
+    large = estimate(folder, batch=rows, length=64, new_tokens=0)
+    assert 0 < large.allocator < KEPT * (large.activations + large.kv_cache)
 
 
 def test_training_has_states_in_float32(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError
 from modelyard.weights.checks import read_json
-from modelyard.weights.files import Files, FolderFiles, show_name
-from modelyard.weights.hub.ranges import read_header_of
+from modelyard.weights.files import Files, FolderFiles, SingleFile, show_name
+from modelyard.weights.gguf import parse_gguf
+from modelyard.weights.hub.ranges import open_stream, read_header_of
 
 if TYPE_CHECKING:
     from modelyard.weights.headers import TensorInfo
@@ -53,13 +54,16 @@ class Described:
 
 
 def describe(source: Files | Path | str) -> Described:
-    """Read configuration and headers.
+    """Read configuration and headers; of a folder with a GGUF file and no config.json, and of such a file, its header.
 
     Raises:
         ModelError: `no_config`: no config.json, so nothing says what it is; `not_a_folder`; or a broken file.
     """
-    files: Files = FolderFiles(Path(source).expanduser()) if isinstance(source, str | Path) else source
+    files = _files(Path(source).expanduser()) if isinstance(source, str | Path) else source
     names = set(files.names())
+    models = [name for name in sorted(names) if name.endswith(".gguf")]
+    if "config.json" not in names and models:
+        return _describe_gguf(files, models)
     if "config.json" not in names:
         adapter = "adapter_config.json" in names
         raise ModelError(
@@ -77,6 +81,29 @@ def describe(source: Files | Path | str) -> Described:
     return Described(
         config, files.label, _dtype(config, tensors), quantization and show_name(str(quantization)), tensors
     )
+
+
+def _files(path: Path) -> Files:
+    return SingleFile(path) if path.is_file() and path.suffix == ".gguf" else FolderFiles(path)
+
+
+def _describe_gguf(files: Files, names: list[str]) -> Described:
+    """A GGUF file as loading makes a model of it: dense, in the file's own float type, or in float32 of blocks."""
+    from modelyard.weights.convert.gguf.reading import read_config
+    from modelyard.weights.loading.gguf_model import stored_dtype
+
+    if len(names) > 1:
+        raise ModelError(
+            f"`{files.label}` holds {len(names)} GGUF files",
+            code="no_config",
+            hint=f"name one: {files.label}/{show_name(names[0])}",
+        )
+    [name] = names
+    label = files.label if files.label.endswith(name) else f"{files.label}/{show_name(name)}"
+    with open_stream(files, name, buffered=True) as stream:
+        header = parse_gguf(stream, files.size(name), label, full=True)
+        config, _ = read_config(label, header, stream)
+    return Described(config, label, stored_dtype(header), None)
 
 
 def _dtype(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> str:

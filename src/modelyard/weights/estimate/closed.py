@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.weights.estimate.forms import FAMILIES, FORMS
+from modelyard.weights.estimate.machine import HEAP_BLOCK
 from modelyard.weights.estimate.workload import DTYPES
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class ClosedProfile:
     optimizer: int
     adapter: int
     peak: int
+    heap: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ def closed_profile(described: Described, workload: Workload, dtype: str) -> Clos
     form = forms.get((step, "float32" if dtype == "float32" else "bfloat16"))
     if form is None:
         return None
-    moments = max(_moment(moment, sizes, workload) for moment in form)
+    width = DTYPES[dtype]
+    found = [_moment(moment, sizes, workload, width) for moment in form]
+    moments, heap = max(total for total, _ in found), max(small for _, small in found)
     tensors = {
         name: info
         for name, info in described.tensors.items()
@@ -85,38 +89,42 @@ def closed_profile(described: Described, workload: Workload, dtype: str) -> Clos
     parameters = sum(info.elements for info in tensors.values())
     pairs = workload.rank * sum(rows + columns for rows, columns in linear) if workload.mode == "lora" else 0
     trainable = {"inference": 0, "lora": pairs, "full": parameters}[workload.mode]
-    width = 4 if workload.mode == "lora" else DTYPES[dtype]
-    trained = trainable * width
+    trained_width = 4 if workload.mode == "lora" else width
+    trained = trainable * trained_width
     states = 2 * trained if workload.optimizer == "adamw" else 0
     cache = 0
     if workload.mode == "inference":
-        cache, last = _generation(sizes, workload, DTYPES[dtype])
-        moments = max(moments, last)
+        cache, last, small = _generation(sizes, workload, width)
+        moments, heap = max(moments, last), max(heap, small)
     return ClosedProfile(
         parameters=parameters,
         trainable=trainable,
-        weights=parameters * DTYPES[dtype],
+        weights=parameters * width,
         linear=(sum(rows * columns for rows, columns in linear), sum(rows for rows, _ in linear)),
         largest=max((rows * columns for rows, columns in linear), default=0),
         kv_cache=cache,
         gradients=trained,
         optimizer=states,
-        adapter=pairs * width,
+        adapter=pairs * trained_width,
         peak=moments + states,
+        heap=heap,
     )
 
 
-def _generation(sizes: _Sizes, workload: Workload, width: int) -> tuple[int, int]:
-    """(cache, most) in bytes at the last new token: a layer's keys are still there when their successors are made."""
+def _generation(sizes: _Sizes, workload: Workload, width: int) -> tuple[int, int, int]:
+    """(cache, most, of it from the heap) in bytes at the last new token: a layer's keys are still there when their
+    successors are made.
+    """
     each = workload.batch * sizes.groups * sizes.width * width
     length = workload.length + workload.new_tokens
     cache = 2 * sizes.layers * each * length
     row = workload.batch * (4 * sizes.hidden * width + max(2 * sizes.inner, sizes.vocabulary) * width)
-    return cache, cache + (each * length if workload.new_tokens else 0) + row
+    held = cache + (each * length if workload.new_tokens else 0)
+    return cache, held + row, row + (held if each * length < HEAP_BLOCK else 0)
 
 
-def _moment(moment: list[dict[str, int]], sizes: _Sizes, workload: Workload) -> int:
-    """What is held at one moment, in bytes."""
+def _moment(moment: list[dict[str, int]], sizes: _Sizes, workload: Workload, width: int) -> tuple[int, int]:
+    """(all, of it from the heap) that is held at one moment, in bytes; a term's blocks are as large as its symbols say."""
     rest, layer = moment
     values = {
         "B": workload.batch,
@@ -129,14 +137,17 @@ def _moment(moment: list[dict[str, int]], sizes: _Sizes, workload: Workload) -> 
         "V": sizes.vocabulary,
         "r": workload.rank,
     }
-    total = 0.0
+    total = small = 0.0
     for polynomial, times in ((rest, 1), (layer, sizes.layers)):
         for symbols, coefficient in polynomial.items():
             product = float(coefficient * times)
+            block = float(width)
             for symbol in symbols:
                 product *= values[symbol]
+                block *= values[symbol] * (2 if symbol in "dh" else 1)  # these two are halves
             total += product
-    return round(total)
+            small += product if block < HEAP_BLOCK else 0
+    return round(total), round(small)
 
 
 def _is_plain(described: Described, workload: Workload, family: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.weights.estimate.checkpoint import Described, describe
 from modelyard.weights.estimate.closed import ClosedProfile, closed_profile
-from modelyard.weights.estimate.machine import OVERHEAD, find_machine
+from modelyard.weights.estimate.machine import KEPT, OVERHEAD, find_machine
 from modelyard.weights.estimate.workload import DTYPES, Estimate, Machine, Mode, Option, Workload
 from modelyard.weights.inspection.classes import task_of
 
@@ -124,6 +124,7 @@ def _estimate(described: Described, workload: Workload, machine: Machine | None,
     weights, notes = _weights(described, workload, dtype, profile)
     parts = (profile.kv_cache, profile.gradients, profile.optimizer)
     scratch = profile.largest * DTYPES[dtype] if workload.quantization or described.quantization else 0
+    kind = workload.device.partition(":")[0]
     return Estimate(
         weights=weights,
         kv_cache=profile.kv_cache,
@@ -131,7 +132,8 @@ def _estimate(described: Described, workload: Workload, machine: Machine | None,
         gradients=profile.gradients,
         optimizer=profile.optimizer,
         adapter=profile.adapter,
-        overhead=OVERHEAD.get(workload.device.partition(":")[0], OVERHEAD["cuda"]),
+        allocator=round(KEPT * profile.heap) if kind == "cpu" else 0,
+        overhead=OVERHEAD.get(kind, OVERHEAD["cuda"]),
         parameters=profile.parameters,
         trainable=profile.trainable,
         dtype=dtype,

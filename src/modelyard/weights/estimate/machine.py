@@ -6,11 +6,19 @@ from pathlib import Path
 
 from modelyard.weights.estimate.workload import Machine
 
-__all__ = ["OVERHEAD", "find_machine"]
+__all__ = ["HEAP_BLOCK", "KEPT", "OVERHEAD", "find_machine"]
 
 OVERHEAD = {"cpu": 430 << 20, "cuda": 600 << 20}
 """Bytes before any model. cpu: what a process holds with torch 2.13, transformers 5.23 and PEFT imported (400 to 460 MiB
 measured, `benchmarks/estimate.py`). cuda: the device's context and the matrix libraries' workspace."""
+
+HEAP_BLOCK = 32 << 20
+"""Bytes from which on glibc takes a block from the system and gives it back when it is freed. Smaller ones come from its heap,
+once some of them were freed: there, what is freed between two blocks that live stays."""
+
+KEPT = 0.6
+"""How much of a step's blocks below `HEAP_BLOCK` a CPU process holds besides, freed and kept by the C library: 0.3 to 0.8 of
+them in `benchmarks/estimate.py`, by model and mode. It depends on the order of sizes; no run tells it beforehand."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.estimate.inputs import make_inputs, make_labels
+from modelyard.weights.estimate.machine import HEAP_BLOCK
 from modelyard.weights.estimate.tracking import Tracker, fused_attention, storage_bytes, without_values
 from modelyard.weights.loading.lock import loading
 from modelyard.weights.loading.quantization import quiet_imports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from modelyard.weights.estimate.workload import Workload
 
-__all__ = ["Profile", "build_model", "cache_tensors", "run_profile"]
+__all__ = ["Profile", "build_model", "cache_tensors", "heap_bytes", "run_profile"]
 
 GRANULE = {"cpu": 1, "cuda": 512}
 """What an allocation is rounded up to, by device; torch's CUDA allocator gives multiples of 512 bytes."""
@@ -45,6 +46,7 @@ class Profile:
         optimizer: States of the optimizer.
         adapter: LoRA's parameters.
         peak: Everything above that is held at once, at most.
+        heap: What of a step's blocks below `machine.HEAP_BLOCK` is held at once, at most.
         events: Allocations of the step in their order, see `Tracker.events`.
         marks: How many of them there were when the forward and when the backward pass of training ended.
     """
@@ -59,6 +61,7 @@ class Profile:
     optimizer: int
     adapter: int
     peak: int
+    heap: int
     events: list[tuple[int, int]]
     marks: tuple[int, ...] = ()
 
@@ -145,6 +148,20 @@ def cache_tensors(output: Any) -> list[Any]:
     return [tensor for tensor in found if tensor.numel() > 1]
 
 
+def heap_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """The most bytes that blocks below `machine.HEAP_BLOCK` hold at once, of events as `Tracker` has them.
+
+    >>> heap_bytes([(1, 8), (2, 64 << 20), (3, 4), (1, -8), (4, 2)])
+    12
+    """
+    live = most = 0
+    for _, size in events:
+        if abs(size) < HEAP_BLOCK:
+            live += size
+            most = max(most, live)
+    return most
+
+
 def _infer(model: Any, workload: Workload) -> dict[str, Any]:
     """A forward pass over the prompt, and for a model that generates the last of the new tokens."""
     import torch
@@ -160,10 +177,11 @@ def _infer(model: Any, workload: Workload) -> dict[str, Any]:
             output = model(**inputs, **options)
         peak, size = tracker.peak, storage_bytes(cache_tensors(output))
         events = list(tracker.events)
+        heap = heap_bytes(events)
         del output
         if options and size and workload.new_tokens:
-            last_peak, size = _last_token(model, workload, options, length, size)
-            peak = max(peak, last_peak)
+            last_peak, last_heap, size = _last_token(model, workload, options, length, size)
+            peak, heap = max(peak, last_peak), max(heap, last_heap)
     return {
         "trainable": 0,
         "kv_cache": size,
@@ -171,25 +189,29 @@ def _infer(model: Any, workload: Workload) -> dict[str, Any]:
         "optimizer": 0,
         "adapter": 0,
         "peak": max(peak, size),
+        "heap": heap,
         "events": events,
     }
 
 
-def _last_token(model: Any, workload: Workload, options: dict[str, Any], length: int, size: int) -> tuple[int, int]:
-    """(peak, cache) in bytes of the last token's step: the cache holds everything before it."""
+def _last_token(
+    model: Any, workload: Workload, options: dict[str, Any], length: int, size: int
+) -> tuple[int, int, int]:
+    """(peak, of it from the heap, cache) in bytes of the last token's step: the cache holds everything before it."""
     encoder = "decoder_input_ids" in make_inputs(model, 1, 1)
     if encoder and workload.new_tokens == 1:
-        return 0, size  # the token that decoding begins with is the one whose step was counted
+        return 0, 0, size  # the token that decoding begins with is the one whose step was counted
     before = workload.new_tokens - 1 if encoder else length + workload.new_tokens - 1
     inputs = make_inputs(model, workload.batch, length if encoder else before, targets=before)
     output = model(**inputs, **options)
     name = next((key for key in ("past_key_values", "cache_params", "state") if getattr(output, key, None)), None)
     if name is None:
-        return 0, storage_bytes(cache_tensors(output))
+        return 0, 0, storage_bytes(cache_tensors(output))
     cache = output[name]
     held = cache_tensors(output)
     tracker = _tracker(model, workload)
     tracker.live = tracker.peak = storage_bytes(held)
+    small = sum(size for tensor in held if (size := tensor.untyped_storage().nbytes()) < HEAP_BLOCK)
     for tensor in held:
         tracker.forget(tensor)  # counted above; what replaces it is counted when it is made
     step = make_inputs(model, workload.batch, 1, targets=1)
@@ -198,7 +220,7 @@ def _last_token(model: Any, workload: Workload, options: dict[str, Any], length:
     del output, held
     with tracker:
         after = model(**step, **{name: cache}, **options)
-    return tracker.peak, storage_bytes(cache_tensors(after))
+    return tracker.peak, small + heap_bytes(tracker.events), storage_bytes(cache_tensors(after))
 
 
 def _encoded(output: Any) -> Any:
@@ -248,6 +270,7 @@ def _train(model: Any, workload: Workload) -> dict[str, Any]:
         "optimizer": storage_bytes(states),
         "adapter": adapter,
         "peak": tracker.peak,
+        "heap": heap_bytes(tracker.events[first:]),
         "events": tracker.events[first:],
         "marks": tuple(mark - first for mark in marks),
     }

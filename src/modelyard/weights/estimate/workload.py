@@ -114,6 +114,7 @@ class Estimate:
         gradients: Of the trained parameters.
         optimizer: The optimizer's states.
         adapter: LoRA's matrices.
+        allocator: On a CPU, memory that was freed and that the C library keeps for later (`machine.KEPT`).
         overhead: The process before any model: interpreter, libraries, the device's context.
         peak: All of it.
         fits: Whether the machine has `peak` bytes now; None where it is not known.
@@ -134,6 +135,7 @@ class Estimate:
     gradients: int
     optimizer: int
     adapter: int
+    allocator: int
     overhead: int
     parameters: int
     trainable: int
@@ -149,7 +151,7 @@ class Estimate:
     def peak(self) -> int:
         """The sum of the parts."""
         parts = (self.weights, self.kv_cache, self.activations, self.gradients, self.optimizer, self.adapter)
-        return sum(parts) + self.overhead
+        return sum(parts) + self.allocator + self.overhead
 
     @property
     def fits(self) -> bool | None:
