@@ -317,7 +317,7 @@ def test_a_dora_needs_its_base(made: dict[str, Path], tmp_path: Path) -> None:
         ({"method": "ties"}, "missing_parameter"),
         ({"method": "ties", "density": 0.0}, "bad_density"),
         ({"method": "slerp"}, "missing_parameter"),
-        ({"method": "slerp", "t": 0.5, "weights": [1.0, 1.0]}, "missing_parameter"),
+        ({"method": "slerp", "t": 0.5, "weights": [0.5, 1.0]}, "bad_number"),
         ({"weights": [1.0]}, "bad_number"),
         ({"weights": [1.0, float("nan")]}, "bad_number"),
         ({"rank": 0}, "bad_rank"),

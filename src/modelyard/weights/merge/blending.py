@@ -71,12 +71,13 @@ class Blend:
                 raise _missing(method, "density", "the share of each delta that is kept, as 0.5")
             check_density(density)
             dare_key(seed, "")
-        if method == "slerp" and (t is None or weights is not None):
-            raise _missing(method, "t", "from 0, the first adapter, to 1, the second; slerp takes no weights")
-        if weights is None:
-            weights = [1.0 if method == "ties" else 1.0 / max(count, 1)] * count
+        if method == "slerp" and t is None:
+            raise _missing(method, "t", "from 0, the first adapter, to 1, the second")
+        weights = [1.0] * count if weights is None else weights
         if len(weights) != count:
             raise InputError(f"{len(weights)} weights for {count} adapters", code="bad_number")
+        if method == "slerp" and any(weight != 1 for weight in weights):
+            raise InputError("`slerp` takes no weights: `t` says how much of either", code="bad_number")
         for weight in (*weights, t or 0.0):
             binary32(weight, "the weight")
         return cls(method, tuple(float(weight) for weight in weights), density or 1.0, t or 0.0, seed)

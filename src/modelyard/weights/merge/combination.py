@@ -73,7 +73,7 @@ def combine(
         adapters: PEFT adapters of one base: LoRA, rsLoRA or DoRA of linear layers, convolutions and embeddings.
         out: A folder that does not exist yet.
         method: `linear`, `svd`, `ties`, `dare` or `slerp`.
-        weights: One for each adapter. None: 1 / m each, and 1 each for `ties`, which divides itself. Not for `slerp`.
+        weights: One for each adapter; None is 1 each. `slerp` takes none.
         rank: Of the result. None: for `svd` the largest of the adapters'; for the others their sum, at most the matrix's.
         density: For `ties` and `dare`: the share of each delta that is kept, above 0 to 1.
         t: For `slerp`: 0 is the first adapter, 1 the second.
