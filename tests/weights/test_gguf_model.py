@@ -94,6 +94,24 @@ def test_a_task_adds_and_drops_a_head(file: Path, source: Any, tmp_path: Path) -
     assert load(file, task="feature-extraction").untrained is None
 
 
+@pytest.mark.parametrize(
+    ("task", "added", "dropped"),
+    [
+        ("text-generation", (), ()),
+        ("text-classification", ("score.weight",), ("output.weight",)),
+        ("feature-extraction", (), ("output.weight",)),
+    ],
+)
+def test_the_plan_of_a_file_says_which_head_comes_and_goes(
+    file: Path, task: str, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    """What loading would draw and leave out is told before, and is what loading then reports."""
+    plan = plan_load(file, task=task)
+    assert (plan.added, plan.dropped) == (added, dropped)
+    report = load(file, task=task).load_report
+    assert (report.added, report.dropped) == (added, dropped)
+
+
 def test_options_that_a_file_cannot_be_loaded_with_are_refused(file: Path) -> None:
     """Labels for a model that does not label, and memory for a device map that there is none of, are not passed over."""
     for options in ({"num_labels": 3}, {"max_memory": {"cpu": "1GiB"}}):

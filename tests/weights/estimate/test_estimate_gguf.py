@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelyard.errors import ModelError
 from modelyard.weights.convert.gguf import to_gguf
-from modelyard.weights.estimate import estimate
+from modelyard.weights.estimate import Machine, estimate
 from modelyard.weights.load import load
 from tiny_models import make_llama, save_model
 from weights.convert.gguf.gguf_forms import strip
+
+GIVEN: dict[str, Any] = {"length": 32, "method": "meta", "machine": Machine("cpu", 1 << 40, 1 << 40)}
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +30,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_takes_what_its_model_takes(model: Path) -> None:
     """Blocks are loaded as float32: parameters, weights and cache are those of the float32 folder, and of the loaded file."""
     file = model.parent / "gguf" / "model.gguf"
-    found, folder = estimate(file, length=32), estimate(model, length=32)
+    found, folder = estimate(file, **GIVEN), estimate(model, **GIVEN)
     assert found.to_dict() == folder.to_dict()
     loaded = load(file).model
     assert found.parameters == sum(parameter.numel() for parameter in loaded.parameters())
-    assert estimate(model.parent / "gguf", length=32).weights == found.weights
+    assert estimate(model.parent / "gguf", **GIVEN).weights == found.weights
 
 
 def test_half_precision_is_kept(model: Path) -> None:
     """A file of F16 is loaded as float16: half the weights."""
-    found = estimate(model.parent / "half", length=32)
-    assert (found.dtype, found.weights * 2) == ("float16", estimate(model, length=32).weights)
+    found = estimate(model.parent / "half", **GIVEN)
+    assert found.dtype == "float16"
+    assert found.weights == estimate(model, dtype="float16", **GIVEN).weights
 
 
 def test_another_converters_file_is_estimated_by_its_keys(model: Path, tmp_path: Path) -> None:
     """No configuration of ours in it: the header's hyperparameters say the same."""
     file = strip(model.parent / "gguf" / "model.gguf", tmp_path / "plain.gguf")
-    found, folder = estimate(file, length=32), estimate(model, length=32)
+    found, folder = estimate(file, **GIVEN), estimate(model, **GIVEN)
     assert (found.parameters, found.peak, found.architecture) == (folder.parameters, folder.peak, "LlamaForCausalLM")
 
 
@@ -72,4 +75,4 @@ def test_estimating_reads_no_tensor(model: Path, tmp_path: Path) -> None:
     hole.write_bytes(file.read_bytes()[: header.data_start])
     with hole.open("r+b") as stream:
         stream.truncate(file.stat().st_size)
-    assert json.dumps(estimate(hole, length=32).to_dict()) == json.dumps(estimate(file, length=32).to_dict())
+    assert estimate(hole, **GIVEN).to_dict() == estimate(file, **GIVEN).to_dict()

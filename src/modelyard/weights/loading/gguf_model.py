@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from modelyard.weights.loading.options import LoadOptions
     from modelyard.weights.loading.plan import LoadPlan
 
-__all__ = ["load_gguf", "plan_gguf", "read_architecture", "supported_architectures"]
+__all__ = ["load_gguf", "plan_gguf", "read_architecture", "stored_dtype", "supported_architectures"]
 
 # How llama.cpp writes the names that transformers' table has.
 _WRITTEN = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
@@ -124,15 +124,26 @@ def load_gguf(path: Path, options: LoadOptions) -> tuple[Built, Any]:
 
 
 def _heads(choice: Choice, model: Any, missing: Iterable[str], header: GgufHeader) -> tuple[tuple[str, ...], set[str]]:
-    """Tensors of a head that the task adds, and the file's names of the head that it drops."""
+    """Tensors of a head that the task adds, and the file's names of the head that it drops.
+
+    `missing` may hold names that the file does give under the class's own: only those that this class has not are added.
+    """
     from modelyard.weights.loading.plan import build_meta
 
     if choice.own is None or choice.own is choice.cls:
         return (), set()
-    known = build_meta(choice.own, choice.config, model.dtype)[0].state_dict()
-    added = tuple(sorted(name for name in missing if name not in known))
+    own = build_meta(choice.own, choice.config, model.dtype)[0]
+    known = {*own.state_dict(), *_without_prefix(own)}
+    prefix = f"{model.base_model_prefix}."
+    added = tuple(sorted(name for name in missing if not {name, name.removeprefix(prefix)} & known))
     headless = model.get_output_embeddings() is None
     return added, {tensor.name for tensor in header.tensors if headless and tensor.name in _OUTPUT}
+
+
+def _without_prefix(model: Any) -> list[str]:
+    """A model's tensors by the names that they have in the model without a head."""
+    prefix = f"{model.base_model_prefix}."
+    return [name.removeprefix(prefix) for name in model.state_dict()]
 
 
 def plan_gguf(path: Path, options: LoadOptions) -> LoadPlan:
@@ -159,6 +170,7 @@ def plan_gguf(path: Path, options: LoadOptions) -> LoadPlan:
             )
     places: dict[str, devices.Place] = {"": device}
     parameters, sizes = weigh(model, dtype, places)
+    added, dropped = _heads(choice, model, model.state_dict(), header)
     return LoadPlan(
         source=str(path),
         base=None,
@@ -172,6 +184,8 @@ def plan_gguf(path: Path, options: LoadOptions) -> LoadPlan:
         mapped=False,
         attention=str(model.config._attn_implementation),  # noqa: SLF001  # where transformers keeps what it decided
         preprocessor="tokenizer",
+        added=added,
+        dropped=tuple(sorted(dropped)),
     )
 
 
@@ -198,7 +212,7 @@ def _prepare(path: Path, options: LoadOptions) -> tuple[GgufHeader, Choice, Any]
     config = configs.override(config, options.config) if options.config else config
     config = configs.label_config(config, options.num_labels, options.id2label)
     choice = classes.choose(config, str(path), task=options.task, model_class=options.model_class)
-    dtype = getattr(torch, pick_dtype(options.dtype, _stored(header), options.device.partition(":")[0]))
+    dtype = getattr(torch, pick_dtype(options.dtype, stored_dtype(header), options.device.partition(":")[0]))
     if options.relabels():
         from modelyard.weights.loading.plan import build_meta
 
@@ -217,7 +231,7 @@ def _own_class(config: Any) -> list[str] | None:
     return None
 
 
-def _stored(header: GgufHeader) -> str:
+def stored_dtype(header: GgufHeader) -> str:
     """The float type that most bytes of a file are in; float32 for blocks, whose scales lose nothing in it."""
     found: dict[str, int] = {}
     for tensor in header.tensors:

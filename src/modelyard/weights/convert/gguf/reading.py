@@ -95,7 +95,8 @@ def from_gguf(
             field="dtype",
         )
     header = read_gguf(file, full=True)
-    config, family = read_config(file, header)
+    with open_regular(file) as stream:
+        config, family = read_config(str(file), header, stream)
     found = _plan(header, config, family, dtype, str(file))
     config["dtype"] = _NAMES[_most(found)]
     config.pop("torch_dtype", None)
@@ -128,23 +129,27 @@ def from_gguf(
     return made
 
 
-def read_config(file: Path, header: GgufHeader) -> tuple[dict[str, Any], Family]:
-    """The config.json of a file, from its header read in full, and its family.
+def read_config(label: str, header: GgufHeader, stream: BinaryIO) -> tuple[dict[str, Any], Family]:
+    """The config.json of a file, and its family.
+
+    Args:
+        label: The file, for messages.
+        header: Its header, read in full.
+        stream: The file, open for reading and seeking; only the few factors of its rotation are read.
 
     Raises:
         ModelError: As `from_gguf`.
     """
     said = header.metadata
     arch = said.get("general.architecture")
-    family = find_family(str(file), arch=arch if isinstance(arch, str) else "")
+    family = find_family(label, arch=arch if isinstance(arch, str) else "")
     prefix = f"{family.arch}."
     own = {key.removeprefix(prefix): value for key, value in said.items() if key.startswith(prefix)}
     tensors = {tensor.name: tensor for tensor in header.tensors}
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(f"`{file}` has no matrix `token_embd.weight`", code="missing_tensors")
-    with open_regular(file) as stream:
-        factors = {name: _read_factors(stream, header, tensors[name]) for name in FACTORS if name in tensors}
+        raise ModelError(f"`{label}` has no matrix `token_embd.weight`", code="missing_tensors")
+    factors = {name: _read_factors(stream, header, tensors[name]) for name in FACTORS if name in tensors}
     types = tensors.get("token_types.weight")
     config = settle(
         own,
@@ -153,7 +158,7 @@ def read_config(file: Path, header: GgufHeader) -> tuple[dict[str, Any], Family]
         _carried_config(said),
         vocabulary=embedding.shape[1],
         names=tensors.keys(),
-        label=str(file),
+        label=label,
     )
     if family.arch == "bert" and types is not None:
         config.setdefault("type_vocab_size", types.shape[1])
@@ -175,7 +180,8 @@ def _carried_config(said: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_factors(stream: BinaryIO, header: GgufHeader, tensor: GgufTensor) -> Any:
     if tensor.type != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > 1 << 16:
         raise ModelError(f"tensor `{show_name(tensor.name)}` is no vector of F32", code="bad_shape")
-    return _read(stream, header.data_start + tensor.start, tensor.end - tensor.start).view(np.float32)
+    stream.seek(header.data_start + tensor.start)
+    return np.frombuffer(stream.read(tensor.end - tensor.start), np.float32)
 
 
 def _plan(header: GgufHeader, config: Mapping[str, Any], family: Family, dtype: str | None, label: str) -> list[_Found]:
