@@ -34,6 +34,7 @@ __all__ = [
     "HashingWriter",
     "Work",
     "copy_file",
+    "digest_of",
     "fresh_folder",
     "hash_file",
     "key_of",
@@ -247,6 +248,11 @@ def hash_file(path: Path) -> Digest:
         while count := stream.readinto(buffer):
             made.update(buffer[:count])
     return Digest(made.hexdigest())
+
+
+def digest_of(files: Files, name: str) -> Digest:
+    """The digest of one of `files`: as they know it (`Digested`), else its bytes are read and hashed."""
+    return files.digest(name) if isinstance(files, Digested) else hash_file(files.path(name))
 
 
 def _identity(source: Files, name: str) -> list[Any]:

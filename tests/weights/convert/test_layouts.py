@@ -42,6 +42,18 @@ def qwen3_moe() -> Any:
     return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**TEXT, **more))
 
 
+def qwen3_vl_moe() -> Any:
+    """Experts that the loader turns unless they are so already, and a vision tower."""
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    experts = {"num_experts": 3, "moe_intermediate_size": 8, "head_dim": 8, "num_experts_per_tok": 2}
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 1,
+        "out_hidden_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
+    config = transformers.Qwen3VLMoeConfig(text_config=TEXT | experts | {"rope_parameters": rope}, vision_config=vision)
+    return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+
 def vit() -> Any:
     """Names alone."""
     config = transformers.ViTConfig(**VISION)
@@ -73,6 +85,7 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     # What makes it, and one name on disk to the name of the module that it becomes (a part of).
     "mixtral": (mixtral, {"model.layers.0.block_sparse_moe.experts.0.w1.weight": "model.layers.0.mlp.experts.gate_up_proj"}),
     "qwen3_moe": (qwen3_moe, {"model.layers.0.mlp.experts.0.up_proj.weight": "model.layers.0.mlp.experts.gate_up_proj"}),
+    "qwen3_vl_moe": (qwen3_vl_moe, {"model.language_model.layers.0.mlp.experts.down_proj": "model.language_model.layers.0.mlp.experts.down_proj"}),
     "vit": (vit, {"vit.encoder.layer.0.attention.attention.query.weight": "vit.layers.0.attention.q_proj.weight"}),
     "dinov2": (dinov2, {"encoder.layer.0.mlp.weights_in.weight": ""}),
     "llava": (llava, {"language_model.model.embed_tokens.weight": "model.language_model.embed_tokens.weight"}),
@@ -114,7 +127,7 @@ def test_there_and_back(tmp_path: Path, kind: str) -> None:
     assert_same(again.state_dict(), state)
     rewrite(FolderFiles(module), back, names="disk")
     assert_same(load(back), load(disk))
-    assert rewrite(FolderFiles(disk), tmp_path / "same", names="disk").changes == []
+    assert rewrite(FolderFiles(disk), tmp_path / "same", names="disk").matched["rebuilt"] == 0
 
 
 def operations(made: Any) -> list[str]:

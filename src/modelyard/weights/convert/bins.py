@@ -16,7 +16,7 @@ from modelyard.weights.checkpoint import Checkpoint, open_checkpoint
 from modelyard.weights.checks import check_weights
 from modelyard.weights.convert.pickles import BATCH, run_worker
 from modelyard.weights.files import show_name
-from modelyard.weights.output import HashingWriter, copy_file, hash_file, key_of, resumable_folder
+from modelyard.weights.output import HashingWriter, copy_file, digest_of, key_of, resumable_folder
 from modelyard.weights.shards import TensorSpec, index_name, name_shards, parse_size, plan_shards, write_index
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def to_bin(
         for name in source.names():
             if is_carried(name) or name == "adapter_config.json" or name in parts:
                 outputs[name] = str(copy_file(source, name, work.folder))
-        inputs = {"source": {name: str(hash_file(source.path(name))) for name in weights.shards}}
+        inputs = {"source": {name: str(digest_of(source, name)) for name in weights.shards}}
         matched: dict[str, Any] = {"tensors": len(weights.home), "files": len(plan)}
         checks = [{"name": "read back under weights_only", "tensors": len(weights.home), "differing": 0, "holds": True}]
         made = Certificate("convert", "bin", options, EVERYWHERE, inputs, outputs, matched, checks=checks)

@@ -332,10 +332,15 @@ def _refuse_twice(weights: Checkpoint, model: Any, specs: Mapping[str, TensorSpe
     """Refuse a layout that transformers would take for the one on disk: what it loads would be converted twice."""
     steps, strangers, _ = _load_steps(model, specs)
     wrong = strangers + [
-        name for step in steps for name in step.needs if step.first != name or hasattr(step.transform, "operations")
+        name for step in steps for name in step.needs if step.first != name or not _looks_first(step.transform)
     ]
     if wrong:
         raise _no_layout(weights, f"transformers would convert `{show_name(wrong[0])}` once more when it loads it")
+
+
+def _looks_first(transform: Any) -> bool:
+    """Whether a transform leaves what has the module's shape already: a renaming, or a transposition that checks."""
+    return all(getattr(operation, "check_dims", False) for operation in getattr(transform, "operations", ()))
 
 
 def _refuse_clashes(weights: Checkpoint, groups: Iterable[Group]) -> None:

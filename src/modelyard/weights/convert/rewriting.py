@@ -34,7 +34,7 @@ from modelyard.weights.convert.layouts import PREFIXES
 from modelyard.weights.convert.planning import DTYPES, Asked, RewritePlan, TensorPlan, make_plan
 from modelyard.weights.convert.streaming import Block, Lane, Piece, cut
 from modelyard.weights.files import FolderFiles
-from modelyard.weights.output import Digested, copy_file, hash_file, key_of, resumable_folder, write_file
+from modelyard.weights.output import Digested, copy_file, digest_of, key_of, resumable_folder, write_file
 from modelyard.weights.shards import ShardWriter, TensorSpec, index_name, write_index
 from modelyard.weights.untrained import KEY, Untrained, find_untrained, make_mark
 
@@ -143,10 +143,8 @@ class _Rewriter:
 
     def input_digests(self) -> dict[str, str]:
         """The digests of the source's files of tensors."""
-        if isinstance(self._files, Digested):
-            return {name: str(self._files.digest(name)) for name in self._plan.weights.shards}
         if not self._hashing:
-            return {name: str(hash_file(self._files.path(name))) for name in self._plan.weights.shards}
+            return {name: str(digest_of(self._files, name)) for name in self._plan.weights.shards}
         return {name: self._hashes[shard].hexdigest() for name, shard in sorted(self._open.items())}
 
     def _write(self, name: str, tensors: list[TensorPlan], hasher: ThreadPoolExecutor) -> None:
