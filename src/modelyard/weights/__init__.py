@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from modelyard.weights.files import Files, FolderFiles
 
 if TYPE_CHECKING:
+    from modelyard.weights.certificate import Certificate
     from modelyard.weights.checks import check_model, check_weights
-    from modelyard.weights.convert import convert_pickle
-    from modelyard.weights.convert.casting import cast
+    from modelyard.weights.convert import cast, convert_pickle, plan_rewrite, rewrite, to_bin
     from modelyard.weights.doctor import Finding, diagnose
     from modelyard.weights.generation.completions import Completion
     from modelyard.weights.generation.loop import GenerationParams
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from modelyard.weights.untrained import Untrained, UntrainedWarning, find_untrained
 
 __all__ = [
+    "Certificate",
     "Completion",
     "Files",
     "Finding",
@@ -59,12 +60,16 @@ __all__ = [
     "load_preprocessor",
     "merge_lora",
     "plan_load",
+    "plan_rewrite",
     "read_header",
+    "rewrite",
     "save_config",
     "save_preprocessor",
+    "to_bin",
 ]
 
 _HOME = {
+    "Certificate": "certificate",
     "Completion": "generation.completions",
     "Finding": "doctor",
     "GenerationParams": "generation.loop",
@@ -87,9 +92,12 @@ _HOME = {
     "load_preprocessor": "loading.preprocessors",
     "merge_lora": "merge",
     "plan_load": "loading.plan",
+    "plan_rewrite": "convert",
     "read_header": "headers",
+    "rewrite": "convert",
     "save_config": "loading.configs",
     "save_preprocessor": "loading.preprocessors",
+    "to_bin": "convert",
 }
 
 
