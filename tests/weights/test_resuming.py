@@ -143,15 +143,21 @@ def test_second_process_is_told(tmp_path: Path) -> None:
     assert contents(out) == {"a": b"mine"}
 
 
-def test_an_unreadable_note_costs_a_fresh_start(tmp_path: Path) -> None:
-    """Progress of another key under the same name (or of another format) is not believed."""
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": "modelyard/progress/1"}', None])
+def test_unreadable_progress_costs_a_fresh_start(tmp_path: Path, text: str | None) -> None:
+    """What is no progress of this key (None: that of a key with the same first digits) is not believed, and nothing of it stays."""
     out = tmp_path / "out"
-    same_start = KEY[:40] + "3" * 24
     with pytest.raises(KeyboardInterrupt):
         interrupt(out)
-    with resumable_folder(out, same_start) as work:
+    (folder,) = partial(out)
+    if text is not None:
+        (folder / "progress.json").write_text(text)
+    (folder / "sub").mkdir()
+    with resumable_folder(out, KEY if text is not None else KEY[:40] + "3" * 24) as work:
         assert work.finished("a") is None
-        assert list(work.folder.glob("a")) == []
+        assert {path.name for path in work.folder.iterdir()} <= {"progress.json"}
+        work.finish("a", write_file(work.folder / "a", b"new"))
+    assert contents(out) == {"a": b"new"}
 
 
 def test_key_follows_from_operation_options_and_files(tmp_path: Path) -> None:

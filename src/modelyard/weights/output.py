@@ -312,11 +312,7 @@ def _held(folder: Path, out: Path) -> Iterator[None]:
 
 def _clear_unfinished(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     """What is finished in `folder`, by name; everything else in it is removed."""
-    done: dict[str, dict[str, Any]] = {}
-    if (folder / _PROGRESS).is_file():
-        state = json.loads((folder / _PROGRESS).read_text("utf-8"))
-        if (state["format"], state["key"]) == (_FORMAT, key):
-            done = state["files"]
+    done = _read_progress(folder / _PROGRESS, key)
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
@@ -325,6 +321,23 @@ def _clear_unfinished(folder: Path, key: str) -> dict[str, dict[str, Any]]:
         elif name != _PROGRESS and name not in done:
             path.unlink()
     return done
+
+
+def _read_progress(path: Path, key: str) -> dict[str, dict[str, Any]]:
+    """What `Work.finish` wrote for this key; nothing where it is not that, since all of it can be made again."""
+    try:
+        state = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    if not isinstance(state, dict) or (state.get("format"), state.get("key")) != (_FORMAT, key):
+        return {}
+    files = state.get("files")
+    kinds = {"digest": str, "note": dict}
+    sound = isinstance(files, dict) and all(
+        isinstance(each, dict) and all(isinstance(each.get(name), kind) for name, kind in kinds.items())
+        for each in files.values()
+    )
+    return files if isinstance(files, dict) and sound else {}
 
 
 def _sync_folder(folder: Path) -> None:
