@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ import pytest
 import torch
 
 from modelyard.errors import ModelError
-from modelyard.weights.load import load
+from modelyard.weights.estimate import Workload
+from modelyard.weights.estimate.loaded import step_bytes
+from modelyard.weights.estimate.profile import run_profile
+from modelyard.weights.load import LOADING, load
 from modelyard.weights.loading import devices, memory
 from tiny_models import make_llama, save_adapter, save_model
 
@@ -121,6 +125,50 @@ def test_out_of_memory_is_told_in_numbers(error: BaseException, needed: int | No
     assert told.details["options"][:2] == ["batch_size=16", "rows of 512 tokens instead of 1024"]
     assert 'dtype="bfloat16"' in str(told.hint)
     assert "`./model`" in told.message
+
+
+def test_what_fits_counts_activations_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch and the row that are offered are the largest that the estimate gives room; weights alone say nothing of them."""
+    model = make_llama(max_position_embeddings=4096)
+    row = step_bytes(model, length=1024)
+    assert row is not None
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: int(5.6 * row / 0.9))
+    told = memory.explain_oom(MemoryError(), model, batch=32, length=1024)
+    assert told.details["step"] == 32 * row
+    assert told.details["options"] == ["batch_size=5", f"rows of {int(5.6 / 32 * 1024)} tokens instead of 1024"]
+    config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    five = run_profile(config, Workload(batch=5, length=1024, new_tokens=0), "float32").peak
+    assert five == pytest.approx(5 * row, rel=0.02)  # rows of a batch take the same each
+    assert 'dtype="bfloat16"' not in str(told.hint)  # smaller weights leave no room for 32 rows
+
+
+def _fail(*_given: object) -> None:
+    raise MemoryError
+
+
+def test_a_step_that_cannot_be_told_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails while memory is short, the error is still told, with halves; a load in another thread is not waited for."""
+    model = make_llama()
+    with monkeypatch.context() as patch:
+        patch.setattr("modelyard.weights.estimate.profile.run_profile", _fail)
+        told = memory.explain_oom(MemoryError(), model, batch=32, length=1024)
+    assert told.details["step"] is None
+    assert told.details["options"][:2] == ["batch_size=16", "rows of 512 tokens instead of 1024"]
+    started, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with LOADING:
+            started.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    started.wait(60)
+    try:
+        assert step_bytes(model, length=16) is None
+    finally:
+        done.set()
+        holder.join()
 
 
 def test_another_error_is_not_taken_for_it() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "empty_cache", "explain_oom", "free_bytes", "give_back", "is_out_of_memory", "trim_heap", "what_fits"]
 
 _CPU_WORDS = ("can't allocate memory", "not enough memory", "cannot allocate memory", "unable to allocate")
+_SHORTEST = 64  # tokens; rows that had to be shorter are no way out
 _ROOM = 0.9  # of what is free: the rest is for whoever else is on the machine
 
 
@@ -133,23 +134,24 @@ def explain_oom(
         weights: Bytes of the weights, where there is no model yet (a load).
 
     Returns:
-        A `ModelError` with code `out_of_memory` and details `needed`, `free`, `weights`, `options`; to be raised
-        `from error`.
+        A `ModelError` with code `out_of_memory` and details `needed`, `free`, `weights`, `step` (bytes of the activations,
+        keys and values by `weights.estimate`; None where it cannot tell), `options`; to be raised `from error`.
     """
     device = device or _device_of(model)
     needed, free = _asked(str(error)), free_bytes(device)
     held = footprint(model) if model is not None else weights
-    options = _smaller_runs(batch, length)
+    row = _row_bytes(model, length, device)
+    step = row * (batch or 1) if row is not None else None
+    options = _smaller_runs(batch, length, row, int(free * _ROOM))
     if held is not None:
-        options += [
-            fit.change
-            for fit in what_fits(held, _bits_of(model), free + (held if model is not None else 0))
-            if fit.fits
-        ]
+        left = free + (held if model is not None else 0) - (step or 0)
+        options += [fit.change for fit in what_fits(held, _bits_of(model), left) if fit.fits]
     parts = [f"{_show(needed)} more were asked for" if needed is not None else "an allocation failed"]
     parts.append(f"{_show(free)} are free")
     if held is not None:
         parts.append(f"the weights take {_show(held)}")
+    if step is not None:
+        parts.append(f"{batch or 1} x {length} tokens about {_show(step)}")
     return ModelError(
         f"not enough memory on {device} for {what}: {', '.join(parts)}",
         code="out_of_memory",
@@ -160,6 +162,7 @@ def explain_oom(
         needed=needed,
         free=free,
         weights=held,
+        step=step,
         options=options,
     )
 
@@ -180,12 +183,28 @@ def what_fits(weights: int, bits: int, free: int) -> list[Fit]:
     return [Fit(change, size, size <= room) for change, size in sizes]
 
 
-def _smaller_runs(batch: int | None, length: int | None) -> list[str]:
+def _row_bytes(model: Any, length: int | None, device: str) -> int | None:
+    """What one row takes besides the weights, where that can be told."""
+    if model is None or length is None:
+        return None
+    from modelyard.weights.estimate.loaded import step_bytes
+
+    return step_bytes(model, length=length, device=device)
+
+
+def _smaller_runs(batch: int | None, length: int | None, row: int | None, room: int) -> list[str]:
+    """Fewer rows at a time, or shorter ones: half as much where a row's bytes are not known, else as much as has room.
+
+    A row of half the length takes no more than half: nothing in a forward pass with fused attention grows faster.
+    """
     made = []
     if batch is not None and batch > 1:
-        made.append(f"batch_size={max(1, batch // 2)}")
+        most = batch // 2 if not row else min(batch // 2, room // row)
+        made += [f"batch_size={most}"] if most else []
     if length is not None and length > 256:
-        made.append(f"rows of {length // 2} tokens instead of {length}")
+        each = row / length * (batch or 1) if row else 0.0
+        most = length // 2 if not row else min(length // 2, int(room / each))
+        made += [f"rows of {most} tokens instead of {length}"] if most >= _SHORTEST else []
     return made
 
 
