@@ -138,7 +138,7 @@ def test_what_fits_counts_activations_and_keys(monkeypatch: pytest.MonkeyPatch) 
     assert told.details["options"] == ["batch_size=5", f"rows of {int(5.6 / 32 * 1024)} tokens instead of 1024"]
     config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
     five = run_profile(config, Workload(batch=5, length=1024, new_tokens=0), "float32").peak
-    assert five == pytest.approx(5 * row, rel=0.02)  # rows of a batch take the same each
+    assert five == pytest.approx(5 * row, rel=0.05)  # rows of a batch take the same each
     assert 'dtype="bfloat16"' not in str(told.hint)  # smaller weights leave no room for 32 rows
 
 
