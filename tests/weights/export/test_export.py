@@ -24,7 +24,7 @@ from modelyard.weights.export.samples import refuse_constant
 from modelyard.weights.files import FolderFiles
 from modelyard.weights.parity import Batch
 from modelyard.weights.untrained import find_untrained
-from tiny_models import make_llama, make_tokenizer, save_adapter, save_model
+from tiny_models import make_llama, make_tokenizer, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,6 +238,16 @@ def test_genai_refuses_padding_tokens_within_a_batch(together: Path) -> None:
         )
 
 
+def test_genai_goes_on_behind_a_token_that_ends(llama: Path, together: Path, tmp_path: Path) -> None:
+    """A runner's rows do not end at the end token: with one that is written at once, 12 tokens are transformers' own still."""
+    folder = shutil.copytree(together / "llama-genai", tmp_path / "genai")
+    expected = torch_tokens(llama, 12)
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = [expected[0][1], expected[1][3]]
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert open_export(folder, threads=1).generate(PADDED, 12) == expected
+
+
 def test_fast_pairs_are_as_the_page_says(bert_onnx: Path, together: Path) -> None:
     """What this module exported is `pass` in docs/reference/exports.json."""
     rows = read_rows()
@@ -337,15 +347,17 @@ def test_files_need_no_folder(bert: Path, bert_onnx: Path, tmp_path: Path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_adapters_are_merged_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter is not exported; the hint merges it."""
-    base = save_model(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "adapter", base)
-    here(monkeypatch, copying(base))
+def test_adapters_are_merged_first(tmp_path: Path) -> None:
+    """An adapter is not exported, nor a folder without a model; the hint merges it."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    with pytest.raises(ModelError, match="it has no config"):
+        export(adapter, tmp_path / "out", "onnx", threads=1)
+    (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="is an adapter") as caught:
         export(adapter, tmp_path / "out", "onnx", threads=1)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("merge it first: yard merge")
+    assert caught.value.hint.startswith("merge it into its base first: yard merge BASE")
 
 
 def test_genai_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.carry import carried_files
 from modelyard.weights.certificate import FILE as CERTIFICATE
 from modelyard.weights.certificate import THIS_MACHINE, Certificate, describe_machine
-from modelyard.weights.checks import check_loadable
+from modelyard.weights.checks import as_path, check_loadable
 from modelyard.weights.export import manifest
 from modelyard.weights.export.formats import check_request, default_tolerance
 from modelyard.weights.export.process import run_in_process
@@ -78,6 +78,7 @@ def export(
         from modelyard.weights.convert.gguf import to_gguf
 
         return to_gguf(files, out, type=chosen, check=True, tolerance=tolerance, progress=progress)
+    _refuse_no_model(files)
     held = default_tolerance(chosen) if tolerance is None else tolerance
     check_loadable(files)
     asked = {"format": format, "type": chosen, "task": task}
@@ -106,6 +107,22 @@ def export(
         )
         made.write(work.folder)
     return made
+
+
+def _refuse_no_model(files: Files) -> None:
+    names = files.names()
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"`{files.label}` is an adapter: an export holds one model",
+            code="not_exportable",
+            hint=f"merge it into its base first: yard merge BASE {as_path(files.label)} --to ./MERGED",
+        )
+    if "config.json" not in names:
+        raise ModelError(
+            f"`{files.label}` is not a model: it has no config.json",
+            code="not_a_model",
+            hint="give the folder that `save_pretrained` wrote",
+        )
 
 
 class _Listener:

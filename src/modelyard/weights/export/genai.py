@@ -87,11 +87,12 @@ def _keep_window(folder: Path, source: Path) -> None:
     onnx.save(graph, path)
 
 
-def refuse(core: Any) -> None:
+def refuse(core: Any, task: str) -> None:
     """Refuse a model that cannot become a folder of onnxruntime-genai.
 
     Args:
         core: The model of transformers.
+        task: What it is for.
 
     Raises:
         ModelError: `not_exportable`: the builder does not know its architecture, or the kernels cannot compute its sizes.
@@ -101,6 +102,13 @@ def refuse(core: Any) -> None:
     if name not in known:
         raise ModelError(
             f"{name} cannot be exported to genai: onnxruntime-genai's builder does not know it",
+            code="not_exportable",
+            hint="export it to onnx or openvino instead",
+            target="genai",
+        )
+    if task != "text-generation":
+        raise ModelError(
+            f"{name} ({task}) cannot be exported to genai: of what its builder knows, text generators alone are checked here",
             code="not_exportable",
             hint="export it to onnx or openvino instead",
             target="genai",

@@ -41,16 +41,15 @@ class GenaiRunner:
         self.manifest = Manifest.read(folder)
         self._genai: Any = genai
         config = genai.Config(str(folder))
-        # The protocol's rows end where they were asked to, not at a token: genai takes no such token here.
-        model: dict[str, Any] = {"eos_token_id": []}
         if threads is not None:
             options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-            model["decoder"] = {"session_options": options}
-        config.overlay(json.dumps({"model": model}))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         described = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
         self._model = genai.Model(config)
         self._pad = int(described["pad_token_id"])
         self._context = int(described["context_length"])
+        ends = described["eos_token_id"]
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 
     def outputs(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """See `parity.Runner.outputs`; the logits of positions that are padded are zero."""
@@ -66,9 +65,24 @@ class GenaiRunner:
         """See `parity.Runner.generate`."""
         ids, _, lengths = self._rows(batch)
         generator = self._start(ids, lengths, tokens)
-        for _ in range(tokens):
+        while not generator.is_done():
             generator.generate_next_token()
-        return [generator.get_sequence(row)[ids.shape[1] :].tolist() for row in range(len(ids))]
+        found = [generator.get_sequence(row)[ids.shape[1] :].tolist() for row in range(len(ids))]
+        for row, written in enumerate(found):
+            # A token that ends a row ends it in genai; in the protocol nothing does.
+            if len(written) < tokens or self._ends & set(written[:-1]):
+                found[row] = self._continue(ids[row : row + 1, : lengths[row]], tokens)
+        return found
+
+    def _continue(self, ids: NDArray[np.int32], tokens: int) -> list[int]:
+        """As `generate`, of one row and past any token that ends: each is chosen here, and given back to the cache."""
+        generator = self._start(ids, [ids.shape[1]], tokens)
+        found: list[int] = []
+        while True:
+            found.append(int(generator.get_logits()[0, -1].argmax()))
+            if len(found) == tokens:
+                return found
+            generator.append_tokens(np.array([found[-1:]], np.int32))
 
     def _rows(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
         """The ids padded on the right, the mask as it was given, and the rows' lengths."""

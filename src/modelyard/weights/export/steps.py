@@ -83,7 +83,7 @@ def run_job(job: Job, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     if job.format == "genai" and not job.written:
         from modelyard.weights.export import genai
 
-        genai.refuse(model.core)
+        genai.refuse(model.core, model.task)
         del model  # the builder loads its own
         gc.collect()
         tell({"stage": "build"})
@@ -131,12 +131,6 @@ def _trace(job: Job, model: Model, batches: Sequence[Batch], tell: Callable[[dic
 
 
 def _refuse_packed(model: Model) -> None:
-    if model.adapters:
-        raise ModelError(
-            f"`{model.folder}` is an adapter: an export holds one model",
-            code="not_exportable",
-            hint=f"merge it first: yard merge {model.base} {model.folder} --to ./MERGED",
-        )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
             f"`{model.folder}` is quantized by {model.config.quantization_config.quant_method}, which no exporter here reads",
