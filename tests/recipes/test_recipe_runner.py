@@ -278,13 +278,13 @@ def test_a_full_disk_is_a_typed_error_and_the_run_goes_on_later(
     run_recipe: Callable[..., RunResult], yard: Yard, monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
     """A disk that fills up in a step gives `NoSpaceError`, commits nothing half, and the same command finishes later."""
-    import modelyard.weights.merge.lora as lora
+    from modelyard.weights.merge import merging
 
     def full(*_arguments: Any, **_options: Any) -> None:
         raise raised
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "fresh_folder", full)
+        patch.setattr(merging, "resumable_folder", full)
         events: list[Event] = []
         with pytest.raises(NoSpaceError, match="`merge`"):
             run_recipe(events=events)
@@ -297,13 +297,13 @@ def test_an_interrupted_step_is_recorded_and_done_again(
     run_recipe: Callable[..., RunResult], yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in a step passes through, leaves its reason in the record, and the same command goes on."""
-    import modelyard.weights.merge.lora as lora
+    from modelyard.weights.merge import merging
 
     def stop(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "fresh_folder", stop)
+        patch.setattr(merging, "resumable_folder", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe()
     (record,) = [record for record in yard.runs() if record.step == "merge"]

@@ -58,7 +58,8 @@ def add_prefix(
     known = set(present)
     plain = {name: name for name in wanted if name in known}
     missing = [name for name in wanted if name not in known]
-    must = [name for name in missing if needed is None or name in needed]
+    asked = set(wanted if needed is None else needed)
+    must = [name for name in missing if name in asked]
     if not must:
         return plain
     tried: list[Callable[[str], str]] = [

@@ -19,6 +19,7 @@ from modelyard.derivations.lora import BLOCK_ELEMENTS
 from modelyard.errors import ModelError
 from modelyard.weights.certificate import Certificate
 from modelyard.weights.files import show_name
+from modelyard.weights.merge.exact.factors import Factors
 from modelyard.weights.merge.exact.operations import make_operation, operation_name
 from modelyard.weights.merge.exact.stripes import Pool, Stripe
 from modelyard.weights.output import HashingWriter
@@ -70,8 +71,8 @@ def merge_exact(
     if plan.start is not None:
         _refuse_start(plan.start, adapter.files.label)
     notes: dict[str, dict[str, Any]] = {}
-    with Pool(threads, block_elements) as pool:
-        merger = _Merger(plan, base, adapter, pool, progress)
+    with Factors(adapter) as factors, Pool(threads, block_elements) as pool:
+        merger = _Merger(plan, base, factors, pool, progress)
         for shard in base.shards:
             notes[shard] = merger.resume(shard, work) or merger.write(shard, work)
     return _certify(plan, base, notes, {shard: str(work.digest(shard)) for shard in notes})
@@ -115,7 +116,7 @@ class _Merger:
 
     plan: Plan
     base: Checkpoint
-    adapter: Checkpoint
+    factors: Factors
     pool: Pool
     progress: Callable[[int, int], None] | None
     done: int = 0
@@ -209,7 +210,7 @@ class _Merger:
                     shard.read_into(values.reshape(-1).view(np.uint8).data, start + row * columns * kept.itemsize)
                 dora.measure(values, workspace)
 
-        return make_operation(site, spec.dtype, self.adapter, measure)
+        return make_operation(site, spec.dtype, self.factors, measure)
 
     def _count(self, done: Done, changes: dict[str, _Change]) -> None:
         if done.stripe.operations:

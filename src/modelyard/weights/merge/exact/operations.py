@@ -11,20 +11,15 @@ import numpy as np
 
 from modelyard.derivations import Dora, Lora, Operands, apply_linear
 from modelyard.derivations.cast import cast_block
-from modelyard.derivations.numbers import widen
 from modelyard.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
     from modelyard.derivations import Workspace
     from modelyard.derivations.numbers import Array
-    from modelyard.weights.checkpoint import Checkpoint
+    from modelyard.weights.merge.exact.factors import Factors
     from modelyard.weights.merge.plan import Site
-
-    Floats = NDArray[np.float32]
 
 __all__ = ["Operation", "make_operation", "operation_name"]
 
@@ -57,35 +52,35 @@ def operation_name(site: Site) -> str:
     return "linear/1" if site.kind == "bias" else "cast/1"
 
 
-def make_operation(site: Site, dtype: str, adapter: Checkpoint, measure: Callable[[Dora], None]) -> Operation:
+def make_operation(site: Site, dtype: str, factors: Factors, measure: Callable[[Dora], None]) -> Operation:
     """The operation of a site, its factors read.
 
     Args:
         site: The change.
         dtype: Of the tensor.
-        adapter: The adapter's tensors.
+        factors: The adapter's tensors.
         measure: Called with a DoRA on a weight stored (in, out), to give it all rows in order before it is applied.
     """
     if site.low_rank:
-        return _LowRank(site, dtype, adapter, measure)
+        return _LowRank(site, dtype, factors, measure)
     if site.kind == "bias":
-        return _Bias(site, dtype, adapter)
+        return _Bias(site, dtype, factors)
     if site.kind == "tokens":
-        return _Tokens(site, dtype, adapter)
-    return _Replacement(site, dtype, adapter)
+        return _Tokens(site, dtype, factors)
+    return _Replacement(site, dtype, factors)
 
 
 class _LowRank:
     """A product of two factors, added; with a magnitude, scaled to it."""
 
-    def __init__(self, site: Site, dtype: str, adapter: Checkpoint, measure: Callable[[Dora], None]) -> None:
+    def __init__(self, site: Site, dtype: str, factors: Factors, measure: Callable[[Dora], None]) -> None:
         layout = site.layout
         self.rows = layout.rows
-        a = _matrix(adapter, site.tensors["A"])[_slice(layout.a_rows)]
-        b = _matrix(adapter, site.tensors["B"])[_slice(layout.b_rows)][:, _slice(layout.b_columns)]
+        a = factors.matrix(site.tensors["A"])[_slice(layout.a_rows)]
+        b = factors.matrix(site.tensors["B"])[_slice(layout.b_rows)][:, _slice(layout.b_columns)]
         self._work: Lora | Dora
         if site.dora:
-            magnitude = _matrix(adapter, site.tensors["magnitude"]).reshape(-1)[_slice(layout.b_rows)]
+            magnitude = factors.matrix(site.tensors["magnitude"]).reshape(-1)[_slice(layout.b_rows)]
             self._work = Dora(a, b, magnitude, site.scale, dtype, transposed=layout.transposed)
             if layout.transposed:
                 measure(self._work)
@@ -99,10 +94,10 @@ class _LowRank:
 class _Bias:
     """A bias plus the scale times another: a `linear/1` of the two with the weights 1 and the scale."""
 
-    def __init__(self, site: Site, dtype: str, adapter: Checkpoint) -> None:
+    def __init__(self, site: Site, dtype: str, factors: Factors) -> None:
         self.rows, self._dtype, self._scale = site.layout.rows, dtype, site.scale
         key = site.tensors["bias"]
-        self._values, self._from = adapter.read(key).reshape(-1)[_slice(site.layout.b_rows)], adapter.info(key).dtype
+        self._values, self._from = factors.values(key).reshape(-1)[_slice(site.layout.b_rows)], factors.dtype(key)
 
     def apply(self, before: Array, after: Array, row: int, workspace: Workspace) -> bool:
         first = row - self.rows.start
@@ -115,11 +110,11 @@ class _Bias:
 class _Replacement:
     """Values that the adapter holds whole, in the base's dtype."""
 
-    def __init__(self, site: Site, dtype: str, adapter: Checkpoint) -> None:
+    def __init__(self, site: Site, dtype: str, factors: Factors) -> None:
         self.rows, self._dtype, key = site.layout.rows, dtype, site.tensors["value"]
-        values = adapter.read(key)
+        values = factors.values(key)
         self._values = values.reshape(len(values) if values.ndim else 1, -1)[_slice(site.layout.b_rows)]
-        self._from = adapter.info(key).dtype
+        self._from = factors.dtype(key)
 
     def apply(self, before: Array, after: Array, row: int, workspace: Workspace) -> bool:
         first = row - self.rows.start
@@ -129,9 +124,9 @@ class _Replacement:
 class _Tokens:
     """Some rows that the adapter holds; the others stay."""
 
-    def __init__(self, site: Site, dtype: str, adapter: Checkpoint) -> None:
+    def __init__(self, site: Site, dtype: str, factors: Factors) -> None:
         self.rows, self._dtype, key = site.layout.rows, dtype, site.tensors["tokens"]
-        self._values, self._from = adapter.read(key), adapter.info(key).dtype
+        self._values, self._from = factors.values(key), factors.dtype(key)
         self._places = sorted(zip(site.token_rows, range(len(self._values)), strict=True))
 
     def apply(self, before: Array, after: Array, row: int, workspace: Workspace) -> bool:
@@ -158,14 +153,6 @@ def _cast(values: Array, from_: str, after: Array, to: str, workspace: Workspace
 def _slice(rows: range | tuple[int, ...]) -> slice | Array:
     """What numpy is indexed with: rows that follow each other need no copy."""
     return slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else np.asarray(rows)
-
-
-def _matrix(adapter: Checkpoint, key: str) -> Floats:
-    """An adapter's tensor as float32, its first dimension the rows."""
-    raw = adapter.read(key)
-    made = np.empty(raw.shape, np.float32)
-    widen(raw, adapter.info(key).dtype, made)
-    return made.reshape(len(made) if made.ndim else 1, -1)
 
 
 def _has_infinity(values: Array, dtype: str) -> bool:

@@ -68,8 +68,8 @@ class Disk:
         Raises:
             ModelError: `no_match`, listing what has no counterpart and what is near it; `ambiguous_names`.
         """
-        names = list(wanted)
-        needed = [name for name in names if name not in may_lack]
+        names, free = list(wanted), set(may_lack)
+        needed = [name for name in names if name not in free]
         found = add_prefix(names, self.base.home, self._label, needed)
         if not all(name in found for name in needed):
             found = self._match_mapped(names, needed)

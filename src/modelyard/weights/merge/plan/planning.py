@@ -64,6 +64,7 @@ class _Planner:
     def __init__(self, disk: Disk, adapter: Checkpoint, options: Options) -> None:
         self.disk, self.adapter, self.options = disk, adapter, options
         self.keys: Keys = sort_keys(adapter.home, options)
+        self.modules = {factors.module for factors in self.keys.factors}
         self.builder = Builder(disk, adapter, options)
         self.sites: dict[str, list[Site]] = {}
         self.names: dict[str, str] = {}
@@ -104,7 +105,7 @@ class _Planner:
         parameter = self._parameter(factors)
         if parameter is not None:
             return {"weight": parameter, "parameter": parameter}
-        if any(other.module == f"{factors.module}.base_layer.out_proj" for other in self.keys.factors):
+        if f"{factors.module}.base_layer.out_proj" in self.modules:
             return {"weight": f"{module}.in_proj_weight", "bias": f"{module}.in_proj_bias"}
         return made
 
