@@ -78,7 +78,15 @@ def expected_values(name: str, values: np.ndarray[Any, Any], config: Any) -> np.
     return values
 
 
-def strip(source: Path, target: Path, *, without: tuple[str, ...] = (), drop: str = "", **changed: Any) -> Path:
+def strip(
+    source: Path,
+    target: Path,
+    *,
+    without: tuple[str, ...] = (),
+    drop: str = "",
+    added: tuple[str, int] | None = None,
+    **changed: Any,
+) -> Path:
     """The file as llama.cpp's own converter would have written it: none of our keys, no tokenizer.json; written by the `gguf` package."""
     import gguf
 
@@ -92,6 +100,8 @@ def strip(source: Path, target: Path, *, without: tuple[str, ...] = (), drop: st
         if not ours:
             value = changed.get(key.rpartition(".")[2], item.contents())
             writer.add_key_value(key, value, item.types[0], item.types[1] if len(item.types) > 1 else None)
+    if added is not None:
+        writer.add_uint16(*added)
     for tensor in read.tensors:
         if tensor.name != drop:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)

@@ -10,6 +10,7 @@ from modelyard.errors import ModelError
 from modelyard.weights.certificate import read
 from modelyard.weights.convert.gguf import TOLERANCES, check_gguf, to_gguf
 from modelyard.weights.files import FolderFiles
+from weights.convert.gguf.gguf_families import FAMILIES
 from weights.convert.gguf.gguf_forms import Exports
 
 
@@ -70,6 +71,34 @@ def test_an_interrupted_check_does_not_write_the_file_again(
     assert again.outputs == made.certificate.outputs
     assert again.changes == made.certificate.changes
     assert all(check["holds"] for check in again.checks)
+
+
+def test_a_wrong_order_of_rows_is_found(exports: Exports, tmp_path: Path) -> None:
+    """A file whose queries were not reordered differs by far more than even Q4_0 may."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    made = exports.make("llama")
+    copy = tmp_path / "wrong.gguf"
+    copy.write_bytes(made.file.read_bytes())
+    reader = gguf.GGUFReader(str(copy), "r+")
+    for tensor in reader.tensors:
+        if ".attn_q." in tensor.name:
+            layer = tensor.name.split(".")[1]
+            source = load_file(made.source / "model.safetensors")[f"model.layers.{layer}.self_attn.q_proj.weight"]
+            tensor.data[:] = source
+    reader.data.flush()
+    checks = check_gguf(made.source, copy, tolerance=TOLERANCES["Q4_0"])
+    assert not all(check.holds for check in checks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_every_family_holds_the_tolerance_of_its_type(name: str, kind: str, exports: Exports, tmp_path: Path) -> None:
+    """Random weights, which forgive less than trained ones, are within what an export is held to."""
+    to_gguf(exports.make(name).source, tmp_path / "out", type=kind, check=True)
+    assert (tmp_path / "out" / "model.gguf").exists()
 
 
 def test_every_type_has_a_tolerance() -> None:

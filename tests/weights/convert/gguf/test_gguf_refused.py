@@ -121,6 +121,7 @@ def test_a_masked_language_model_becomes_its_encoder_and_says_so(tmp_path: Path)
         ({"without": ("llama.block_count",)}, "llama.block_count", "bad_metadata"),
         ({"head_count": 3}, "do not share", "bad_shape"),
         ({"model": "rwkv"}, "kind `rwkv`", "unsupported_tokenizer"),
+        ({"added": ("split.count", 3)}, "one of 3 parts", "split_file"),
     ],
 )
 def test_a_file_that_is_no_whole_model_is_refused(

@@ -131,3 +131,13 @@ def test_a_tokenizer_json_with_other_tokens_is_not_believed(exports: Exports) ->
     ]
     files, _ = rebuild_tokenizer(said, 128, "test")
     assert json.loads(files["tokenizer.json"])["model"]["vocab"]["changed"] == ROWS - 60
+
+
+@pytest.mark.parametrize(("pre", "first"), [("llama-bpe", True), ("qwen2", False)])
+def test_a_file_without_flags_begins_as_llama_cpp_does(pre: str, first: bool, tmp_path: Path) -> None:
+    """Llama 3's files may have no `add_bos_token`: llama.cpp begins every text with the first token then, and so does the folder."""
+    made = described(byte_tokenizer(pre), tmp_path / "model")
+    for role in ("bos", "eos"):
+        del made.keys[f"tokenizer.ggml.add_{role}_token"]
+    back = rebuilt(made, tmp_path / "back")
+    assert (back("fox")["input_ids"][0] == back.bos_token_id) == first

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOLERANCES", "check_gguf", "refuse_failing"]
 
-TOLERANCES = {"F32": 1e-5, "F16": 5e-3, "BF16": 3e-2, "Q8_0": 5e-2, "Q4_0": 0.5}
+TOLERANCES = {"F32": 1e-5, "F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.1, "Q4_0": 0.5}
 """Type of most of a file's numbers to the largest difference that holds, relative to the largest logit."""
 
 

@@ -70,6 +70,11 @@ def describe(config: Any, family: Family, pooling: int | None = None) -> tuple[K
     keys |= rotation
     windows, warnings = _describe_window(config, family, keys)
     keys |= windows
+    if "rope_factors_long.weight" in factors:
+        original = keys["rope.scaling.original_context_length"][1]
+        warnings.append(
+            f"llama.cpp rotates by the long factors when its context is above {original} tokens, this model when the text is"
+        )
     if family.arch == "bert":
         ranks = (config.architectures or [""])[0] == "BertForSequenceClassification"
         keys["attention.causal"] = ("bool", False)

@@ -82,7 +82,8 @@ def from_gguf(
     Raises:
         NotFoundError: There is no such file.
         ModelError: It is no sound GGUF (`gguf.GGUF_CODES`), of an architecture that is not there (`unknown_architecture`), or its tensors or
-            keys do not belong to it (`unexpected_tensors`, `missing_tensors`, `bad_metadata`, `unsupported_tokenizer`, `unsupported_option`).
+            keys do not belong to it (`unexpected_tensors`, `missing_tensors`, `bad_metadata`, `unsupported_tokenizer`, `unsupported_option`),
+            or it is one of several parts (`split_file`).
         RequestError: `unknown_dtype`.
         ConflictError, BusyError, NoSpaceError: As `resumable_folder`.
     """
@@ -95,6 +96,12 @@ def from_gguf(
             field="dtype",
         )
     header = read_gguf(file, full=True)
+    if header.metadata.get("split.count", 1) not in {0, 1}:
+        raise ModelError(
+            f"`{file}` is one of {header.metadata['split.count']} parts",
+            code="split_file",
+            hint="join them first, by llama.cpp's llama-gguf-split --merge",
+        )
     with open_regular(file) as stream:
         config, family = read_config(str(file), header, stream)
     found = _plan(header, config, family, dtype, str(file))

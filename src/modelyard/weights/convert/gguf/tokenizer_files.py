@@ -47,6 +47,8 @@ _ROLES = {
     "mask_token": "mask",
 }  # fmt: skip
 _KEY = "tokenizer.ggml."
+# Byte-level vocabularies that llama.cpp begins a text of where no flag says otherwise.
+_BEGUN = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken", "chameleon"})
 
 
 def rebuild_tokenizer(said: Mapping[str, Any], context: int, label: str) -> tuple[dict[str, str], list[str]]:
@@ -283,7 +285,8 @@ def _build_bert(words: _Words) -> dict[str, Any]:
 def _frame(said: Mapping[str, Any], tokens: list[str], kind: str, other: Any) -> Any:
     """What is put before and behind a text: a first and a last token, as the file's flags say."""
     ends = {}
-    for role, default in (("bos", kind in {"llama", "bert"}), ("eos", kind == "t5")):
+    first = kind in {"llama", "bert"} or (kind == "gpt2" and said.get(_KEY + "pre") in _BEGUN)
+    for role, default in (("bos", first), ("eos", kind == "t5")):
         index = said.get(f"{_KEY}{role}_token_id")
         adds = kind == "bert" or said.get(f"{_KEY}add_{role}_token", default)
         if kind == "bert" and role == "eos":
