@@ -64,6 +64,11 @@ def _linear() -> list[Kind]:
         Kind("conv1d", "Conv1D", conv1d),
         Kind("conv1d-bfloat16", "Conv1D", lora(bases.gpt2, "bfloat16", **_CONV1D)),
         Kind("multihead-attention", "MultiheadAttention", lora(bases.siglip, target_modules=["head.attention"])),
+        Kind(
+            "multihead-attention-bfloat16",
+            "MultiheadAttention",
+            lora(bases.siglip, "bfloat16", target_modules=["head.attention"]),
+        ),
     ]
 
 
@@ -74,6 +79,7 @@ def _dora() -> list[Kind]:
         *(Kind(f"dora-{d}", "DoRA", lora(bases.llama, d, **_ALL, **dora)) for d in ("float32", "float16", "bfloat16")),
         Kind("dora-rslora", "DoRA", lora(bases.llama, **_ALL, **dora, use_rslora=True)),
         Kind("dora-conv1d", "DoRA", lora(bases.gpt2, **_CONV1D, **dora)),
+        Kind("dora-conv1d-bfloat16", "DoRA", lora(bases.gpt2, "bfloat16", **_CONV1D, **dora)),
         Kind("dora-embedding", "DoRA", lora(bases.llama, **_LLM, target_modules=["embed_tokens"], **dora)),
         Kind(
             "dora-embedding-bfloat16",

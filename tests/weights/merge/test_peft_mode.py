@@ -100,6 +100,16 @@ def test_what_peft_merges_wrongly_is_refused(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("tied")])
+def test_peft_s_merge_is_another_function(tmp_path: Path, name: str) -> None:
+    """The refusal is just: PEFT's merged model computes something else than its adapter attached."""
+    made = KINDS[name](tmp_path)
+    attached = made.attach()
+    wanted = made.run(attached)
+    found = made.run(attached.merge_and_unload())
+    assert float((wanted - found).abs().max()) > 0.5 * float(wanted.abs().max())
+
+
 def test_what_peft_cannot_load_is_merged(tmp_path: Path) -> None:
     """An adapter of transformers 4 for a ViT, which PEFT refuses, changes exactly the tensors that it names."""
     made = KINDS["linear-vit-of-transformers-4"](tmp_path)
