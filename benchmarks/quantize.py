@@ -11,10 +11,10 @@ Each method is measured in a process of its own, on two models in bfloat16::
 - *135M*: a Llama of the shape of SmolLM-135M with random weights, large enough that the time goes into the weights. Tokens a second
   are of greedy decoding of one row behind 32 tokens, with a cache; reading is of a prompt of 128 tokens.
 
-A method that is slower *and* worse than another one is not offered: the verdicts follow from the table, and the script fails where
-`modelyard.weights.quantize.METHODS` offers something else. Methods that have a form on disk (`folder`) are judged among one another;
-those that quantize while loading (`load`) among all. A difference of 3 % of the time is none, nor is one of the loss that is not
-twice its standard error over the documents, each of which every method reads.
+A method is not offered where another one is faster, predicts no worse, and takes no more memory: the verdicts follow from the table,
+and the script fails where `modelyard.weights.quantize.METHODS` offers something else. Methods that have a form on disk (`folder`) are
+judged among one another; those that quantize while loading (`load`) among all. A difference of 3 % of the time or of the memory is
+none, nor is one of the loss below twice its standard error over the documents, each of which every method reads.
 """
 
 from __future__ import annotations
@@ -92,11 +92,13 @@ def is_worse(row: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def find_better(kind: str, table: dict[str, dict[str, Any]]) -> str | None:
-    """A method that is faster and predicts better, among those that could be taken instead; None where there is none."""
+    """A method that is faster, no worse and no larger, among those that could be taken instead; None where there is none."""
     row = table[kind]
     rivals = [other for other in table if other not in {kind, "bfloat16"} and (kind in LOAD or other in FOLDER)]
     for other in sorted(rivals, key=lambda each: table[each]["token"]):
-        if table[other]["token"] < SAME * row["token"] and is_worse(row, table[other]):
+        rival = table[other]
+        faster, larger = rival["token"] < SAME * row["token"], SAME * rival["bytes"] > row["bytes"]
+        if faster and not larger and not is_worse(rival, row):
             return other
     return None
 
@@ -110,7 +112,7 @@ def judge(table: dict[str, dict[str, Any]], offered: set[str]) -> list[Figure]:
         better = find_better(kind, table)
         kept = kind in offered or kind in LOAD
         where = "folder" if kind in FOLDER else "load"
-        verdict = f"not offered: {better} is faster and better" if better else "offered"
+        verdict = f"not offered: {better} is faster, no worse and no larger" if better else "offered"
         speed, plain = 1 / row["token"], 1 / base["token"]
         figures.append(
             Figure(

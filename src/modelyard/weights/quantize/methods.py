@@ -1,7 +1,7 @@
 """What a folder's weights can be quantized to, and why not to the rest.
 
-A method has to have a form on disk that transformers reads by itself, and must not be slower and worse than another one on a CPU:
-`benchmarks/quantize.py` measures that, docs/benchmarks.md has its table. Short names are those of `loading.quantization`,
+A method has to have a form on disk that transformers reads by itself, and there must not be another one that is faster on a CPU, loses
+no more and takes no more memory: `benchmarks/quantize.py` measures that, docs/benchmarks.md has its table. Short names are those of `loading.quantization`,
 which quantizes while it loads and writes nothing. Knows names and configurations; reads no weights.
 """
 
@@ -44,11 +44,11 @@ METHODS = {
 
 REFUSED = {
     "bnb-8bit": (
-        "on a CPU it is slower than torchao-int8, and further from the source",
+        "on a CPU it is slower than torchao-int8, which loses no more and takes no more memory",
         'yard quantize SOURCE --method torchao-int8 --to TARGET; on a GPU, load(..., quantization="bnb-8bit")',
     ),
     "torchao-int4": (
-        "torchao has no form on disk for the layout in which a CPU computes",
+        "torchao cannot write the layout that is fast on a CPU, and the one that it can is slower and larger than torchao-int8, and loses more",
         'yard quantize SOURCE --method bnb-4bit --to TARGET; or load(..., quantization="torchao-int4"), which is fast',
     ),
     "int8-dynamic": (
