@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from modelyard.weights.loading.plan import LoadPlan, plan_load
     from modelyard.weights.loading.preprocessors import load_preprocessor, save_preprocessor
     from modelyard.weights.merge import MergeCertificate, merge_lora
+    from modelyard.weights.merge.combination import combine
+    from modelyard.weights.merge.extraction import extract
+    from modelyard.weights.merge.mergekit import read_mergekit
+    from modelyard.weights.merge.models import merge_models
+    from modelyard.weights.merge.several import merge_adapters
     from modelyard.weights.model import Model
     from modelyard.weights.untrained import Untrained, UntrainedWarning, find_untrained
 
@@ -53,15 +58,20 @@ __all__ = [
     "cast",
     "check_model",
     "check_weights",
+    "combine",
     "convert_pickle",
     "diagnose",
+    "extract",
     "find_untrained",
     "load_config",
     "load_preprocessor",
+    "merge_adapters",
     "merge_lora",
+    "merge_models",
     "plan_load",
     "plan_rewrite",
     "read_header",
+    "read_mergekit",
     "rewrite",
     "save_config",
     "save_preprocessor",
@@ -85,15 +95,20 @@ _HOME = {
     "cast": "convert",
     "check_model": "checks",
     "check_weights": "checks",
+    "combine": "merge.combination",
     "convert_pickle": "convert",
     "diagnose": "doctor",
+    "extract": "merge.extraction",
     "find_untrained": "untrained",
     "load_config": "loading.configs",
     "load_preprocessor": "loading.preprocessors",
+    "merge_adapters": "merge.several",
     "merge_lora": "merge",
+    "merge_models": "merge.models",
     "plan_load": "loading.plan",
     "plan_rewrite": "convert",
     "read_header": "headers",
+    "read_mergekit": "merge.mergekit",
     "rewrite": "convert",
     "save_config": "loading.configs",
     "save_preprocessor": "loading.preprocessors",
