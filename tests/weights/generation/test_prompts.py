@@ -188,11 +188,22 @@ def test_a_model_that_reads_only_text_refuses_a_picture(tmp_path: Path) -> None:
         model.generate(ask({"type": "image", "image": picture()}, {"type": "text", "text": "hi"}))
 
 
+def test_a_video_is_pictures_to_a_model_of_pictures(loaded: Callable[[str, str], Model]) -> None:
+    """A video part stands for its frames, eight of a longer one, where the processor has no video processor that runs."""
+    model = loaded("image-text-to-text", "llava")
+    film = [picture(seed=seed) for seed in range(15)]
+    text = {"type": "text", "text": "hi"}
+    asked = ask({"type": "video", "video": film}, text)
+    shown = ask(*({"type": "image", "image": frame} for frame in film[::2]), text)
+    assert model.generate(asked, max_new_tokens=4) == model.generate(shown, max_new_tokens=4)
+    assert asked == ask({"type": "video", "video": film}, text)  # the caller's messages stay as they were
+
+
 def test_the_frames_of_a_video_reach_the_processor(
     loaded: Callable[[str, str], Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A video part is read into frames in RGB, in order, and handed over in its place. (No processor here can turn them
-    into tensors: transformers' video processors need torchvision.)
+    """To a processor that takes videos, a video part is handed over in its place, as frames in RGB, in order. (None here can
+    turn them into tensors: transformers' video processors need torchvision.)
     """
     from modelyard.weights.generation.prompts import read_prompt
 
@@ -204,6 +215,7 @@ def test_the_frames_of_a_video_reach_the_processor(
         return {"input_ids": torch.tensor([[5, 6]])} if options["tokenize"] else ""
 
     monkeypatch.setattr(model.processor, "apply_chat_template", capture)
+    monkeypatch.setattr("modelyard.weights.media.video.takes_videos", lambda _processor: True)
     frames = [picture(seed=seed) for seed in range(3)]
     messages = ask({"type": "video", "video": frames}, {"type": "text", "text": "hi"})
     assert read_prompt(model.processor, model.tokenizer, messages).ids == (5, 6)

@@ -321,6 +321,29 @@ def test_pictures_come_from_files_and_never_from_a_network(tmp_path: Any) -> Non
             model.predict(ask({"type": "image", "image": source}))
 
 
+def test_a_video_is_pictures_to_a_model_of_pictures() -> None:
+    """LLaVA takes no videos: a video is its frames, in its place, at most `frames` of them, the first and the last among them."""
+    model = open_media("image-text-to-text")
+    film = [picture(seed=seed) for seed in range(11)]
+    text = {"type": "text", "text": "where is my card?"}
+
+    def said(frames: list[Any], **options: Any) -> Any:
+        return model.predict(ask(*({"type": "image", "image": frame} for frame in frames), text), **options)
+
+    row = ask({"type": "video", "video": film}, text)
+    assert model.predict(row, frames=3, max_new_tokens=6) == said([film[0], film[5], film[10]], max_new_tokens=6)
+    short = ask({"type": "video", "video": film[:2]}, text)
+    assert model.predict(short, max_new_tokens=6) == said(film[:2], max_new_tokens=6)
+    with pytest.raises(RequestError, match="`frames`"):
+        model.predict(row, frames=0)
+
+
+def test_a_model_of_sounds_takes_no_video() -> None:
+    """Where a model takes no pictures either, a video is refused by the row."""
+    with pytest.raises(RequestError, match="row 0 has videos, and this model takes none"):
+        open_media("any-to-any").predict(ask({"type": "video", "video": list(clip())}))
+
+
 def test_conversations_that_are_none_are_refused() -> None:
     """Roles, parts and contents that do not exist, parts that the model does not take, more than the context."""
     model = open_media("image-text-to-text")
@@ -330,7 +353,6 @@ def test_conversations_that_are_none_are_refused() -> None:
         ([{"role": "user", "content": [{"type": "imge", "image": GIVEN}]}], "'imge'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "'image'"),
         (ask({"type": "audio", "audio": wav(sound())}), "has audio, and this model takes none"),
-        (ask({"type": "video", "video": list(clip())}), "has videos, and this model takes none"),
         (ask({"type": "text", "text": "card " * 300}), "the context is 256"),
         ({"image": GIVEN, "txt": "hi"}, "`txt` means nothing here"),
         ({}, "is empty"),

@@ -158,12 +158,18 @@ def _holds_media(messages: object) -> list[bool]:
 
 
 def _read_media(processor: Any, messages: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Every part's picture, sound or frames, read; put back into the parts, and listed by kind."""
+    """Every part's picture, sound or frames, read; put back into the parts, and listed by kind.
+
+    A video is put back as pictures where the model takes pictures and no videos.
+    """
     from modelyard.weights.media import read_audio, read_image, read_video
+    from modelyard.weights.media.video import as_pictures, takes_videos
 
     found: dict[str, list[Any]] = {}
+    pictures_only = getattr(processor, "image_processor", None) is not None and not takes_videos(processor)
     for message in messages:
-        for part in message["content"] if isinstance(message.get("content"), list) else ():
+        parts = message["content"] if isinstance(message.get("content"), list) else []
+        for part in list(parts):
             kind = part["type"]
             if kind == "text":
                 continue
@@ -179,6 +185,12 @@ def _read_media(processor: Any, messages: Sequence[dict[str, Any]]) -> dict[str,
                 value = read_image(source)
             elif kind == "video":
                 value = read_video(source)
+                if pictures_only:  # its frames stand in its place
+                    shown = as_pictures(value)
+                    at = next(at for at, other in enumerate(parts) if other is part)
+                    parts[at : at + 1] = [{"type": "image", "image": frame} for frame in shown]
+                    found.setdefault("images", []).extend(shown)
+                    continue
             else:
                 value = read_audio(source, _rate(processor)).samples
             part.pop("path", None)

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["MOST_FRAMES", "MOST_VIDEO_PIXELS", "pick_frames", "read_video"]
+__all__ = ["FRAMES", "MOST_FRAMES", "MOST_VIDEO_PIXELS", "as_pictures", "pick_frames", "read_video", "takes_videos"]
 
 MOST_FRAMES = 1024
 """The most frames of one video."""
 
 MOST_VIDEO_PIXELS = 400_000_000
 """The most pixels of all frames together: 1.2 GB in RGB."""
+
+FRAMES = 8
+"""How many frames of a video a model is given that takes pictures and no videos."""
 
 _FILMS = ("MP4", "Matroska or WebM", "AVI")
 
@@ -70,6 +73,24 @@ def pick_frames(frames: Sequence[Image], count: int) -> list[Image]:
     import numpy as np
 
     return [frames[int(at)] for at in np.linspace(0, len(frames) - 1, num=count, dtype=np.int64)]
+
+
+def as_pictures(frames: Sequence[Image], most: int = FRAMES) -> list[Image]:
+    """A video as pictures: all frames of a short one, else `most` of them, spread evenly, the first and the last among them."""
+    return list(frames) if len(frames) <= most else pick_frames(frames, most)
+
+
+def takes_videos(processor: Any) -> bool:
+    """Whether a processor has a video processor of its own; without torchvision transformers has none that runs.
+
+    >>> takes_videos(object())
+    False
+    """
+    if getattr(processor, "video_processor", None) is None:
+        return False
+    from transformers.utils.import_utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
 
 
 def _from_list(source: Sequence[Any]) -> list[Image]:

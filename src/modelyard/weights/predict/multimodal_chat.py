@@ -2,7 +2,8 @@
 
 A row is a conversation, `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]`,
 or for models without a chat template `{"image", "text"}`. Parts are `text`, `image`, `audio` and `video`; what they hold
-is what `weights.media` reads, never a URL.
+is what `weights.media` reads, never a URL. A video is given to a model that takes pictures and no videos as pictures: some of
+its frames, evenly spread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import RequestError, near_match
 from modelyard.weights.generation import chat
 from modelyard.weights.media import read_audio, read_image, read_video
+from modelyard.weights.media.video import FRAMES, as_pictures, takes_videos
 from modelyard.weights.predict.audio_synthesis import seeded
 from modelyard.weights.predict.batching import refuse_windows, to_device
 from modelyard.weights.predict.bounds import check_counts
@@ -43,6 +45,7 @@ class WriteOptions:
         top_p: Draw from the likeliest tokens that have this probability together.
         seed: Of the drawing.
         num_beams: 1 is no beam search.
+        frames: Most frames of a video, for a model that takes pictures and no videos.
     """
 
     max_new_tokens: int = 128
@@ -50,9 +53,10 @@ class WriteOptions:
     top_p: float = 1.0
     seed: int = 0
     num_beams: int = 1
+    frames: int = FRAMES
 
     def __post_init__(self) -> None:
-        check_counts(self, "max_new_tokens", "num_beams")
+        check_counts(self, "max_new_tokens", "num_beams", "frames")
         if self.temperature < 0:
             raise RequestError(f"`temperature` is {self.temperature}", hint="0 or more", field="temperature")
         if not 0 < self.top_p <= 1:
@@ -83,13 +87,14 @@ def is_one_conversation(inputs: Any) -> bool:
     return bool(inputs) and all(isinstance(item, Mapping) and "role" in item for item in inputs)
 
 
-def read_conversation(value: Any, row: int, rate: int = 16_000) -> Conversation:
+def read_conversation(value: Any, row: int, rate: int = 16_000, frames: int | None = None) -> Conversation:
     """A row with its pictures, sounds and videos read.
 
     Args:
         value: Messages, or a mapping of `text` and one or several of `image`, `audio`, `video`.
         row: Its number, for messages.
         rate: Samples per second of the sounds.
+        frames: Take videos as pictures, at most so many of each; None leaves them videos.
 
     Raises:
         RequestError: Not a conversation, an unknown role or kind of part, or a part that cannot be read.
@@ -115,7 +120,7 @@ def read_conversation(value: Any, row: int, rate: int = 16_000) -> Conversation:
         raise RequestError(f"row {row} is a {type(value).__name__}, no list of messages", field="inputs", row=row)
     found = Conversation([])
     for at, message in enumerate(value):
-        found.messages.append(_read_message(message, f"row {row}, message {at}", found, row, rate))
+        found.messages.append(_read_message(message, f"row {row}, message {at}", found, row, rate, frames=frames))
     return found
 
 
@@ -159,7 +164,12 @@ def write(model: Model, rows: list[Any], options: PredictOptions) -> list[Text]:
     refuse_windows(options)
     rate = getattr(getattr(model.processor, "feature_extractor", None), "sampling_rate", 16_000)
     # A row at a time: pictures of one row may have any number of patches, and what they are padded with is seen.
-    return [_write_one(model, read_conversation(value, row, rate), row, chosen) for row, value in enumerate(rows)]
+    processor = model.processor
+    films = takes_videos(processor) or getattr(processor, "image_processor", None) is None
+    frames = None if films else chosen.frames
+    return [
+        _write_one(model, read_conversation(value, row, rate, frames), row, chosen) for row, value in enumerate(rows)
+    ]
 
 
 def _write_one(model: Model, conversation: Conversation, row: int, chosen: WriteOptions) -> Text:
@@ -185,7 +195,9 @@ def _write_one(model: Model, conversation: Conversation, row: int, chosen: Write
     return Text(find_tokenizer(model).decode(new.tolist(), skip_special_tokens=True), tuple(new.tolist()))
 
 
-def _read_message(message: Any, where: str, found: Conversation, row: int, rate: int) -> dict[str, Any]:
+def _read_message(
+    message: Any, where: str, found: Conversation, row: int, rate: int, *, frames: int | None
+) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise RequestError(f"{where} has no role", hint=f"one of {', '.join(ROLES)}", field="inputs", row=row)
     content = message.get("content")
@@ -206,7 +218,13 @@ def _read_message(message: Any, where: str, found: Conversation, row: int, rate:
             elif kind == "audio":
                 found.sounds.append(read_audio(part["audio"], rate))
             elif kind == "video":
-                found.videos.append(read_video(part["video"]))
+                film = read_video(part["video"])
+                if frames is not None:
+                    pictures = as_pictures(film, frames)
+                    found.images.extend(pictures)
+                    parts += [{"type": "image"}] * len(pictures)
+                    continue
+                found.videos.append(film)
         parts.append({"type": "text", "text": str(part["text"])} if kind == "text" else {"type": kind})
     return {"role": message["role"], "content": parts}
 
