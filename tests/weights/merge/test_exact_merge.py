@@ -286,6 +286,10 @@ def test_unsupported_tensors_are_named(tmp_path: Path, tensors: dict[str, Any], 
         ({"corda_config": {"corda_method": "kpm"}}, "unsupported_start"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"some_new_option": True}, "unsupported_adapter"),
+        ({"peft_type": ["LORA"]}, "unsupported_adapter"),
+        ({"rank_pattern": ["up"]}, "bad_adapter"),
+        ({"modules_to_save": "lm_head"}, "bad_adapter"),
+        ({"trainable_token_indices": ["a"]}, "bad_adapter"),
         ({"r": "2"}, "bad_adapter"),
         ({"r": 3}, "rank_mismatch"),
         ({"lora_alpha": 1e300}, "bad_alpha"),
@@ -482,6 +486,14 @@ def test_both_sides_of_tied_embeddings(tmp_path: Path, equal: bool) -> None:
     assert ("lm_head.weight" in after) is not equal
     if not equal:
         assert np.array_equal(after["lm_head.weight"], new + 1)
+
+
+def test_other_tokens_than_the_bases_are_said(tmp_path: Path) -> None:
+    """An output layer of more tokens than the base has is refused with how to make the base that it needs."""
+    saved = {f"{PREFIX}lm_head.weight": floats(12, 6)} | factors(f"{LAYER}up", 8, 6)
+    error = refusal(tmp_path, adapter={"tensors": saved, "modules_to_save": ["lm_head"]})
+    assert error.code == "bad_shape"
+    assert "resize_token_embeddings(12)" in str(error.hint)
 
 
 def make_tied(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import adapter_bases as bases
 from adapter_kinds import KINDS
 from modelyard.errors import ModelError
 from modelyard.weights.checkpoint import open_checkpoint
@@ -162,7 +163,6 @@ def test_tied_embeddings_compute_what_is_attached(name: str, added: bool, tmp_pa
 
 def test_tied_head_of_a_model_that_ties_unless_told(tmp_path: Path) -> None:
     """GPT-2's configuration says nothing of the tie that its class has; a LoRA on its head parts the pair all the same."""
-    import adapter_bases as bases
     from adapter_factories import lora
 
     made = lora(bases.gpt2, target_modules=["lm_head", "c_attn"], task_type="CAUSAL_LM")(tmp_path)
@@ -171,9 +171,48 @@ def test_tied_head_of_a_model_that_ties_unless_told(tmp_path: Path) -> None:
     assert float((attached - whole).abs().max()) < 1e-5 * float(attached.abs().max())
 
 
+def gemma3() -> Any:
+    """A tied Gemma 3, whose embedding is scaled where it is read."""
+    sizes = {**bases._TEXT, "intermediate_size": 24, "head_dim": 8, "tie_word_embeddings": True}
+    return bases._make("Gemma3ForCausalLM", "Gemma3TextConfig", **sizes)
+
+
+def bert() -> Any:
+    """A BERT that fills masks: its decoder is its word embedding."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return bases._make(
+        "BertForMaskedLM", "BertConfig", **{name: bases._TEXT[name] for name in names}, intermediate_size=24
+    )
+
+
+def nested() -> Any:
+    """A tied Qwen2-VL, whose flag stands in the part of the text, too."""
+    model = bases.qwen2_vl()
+    values = model.config.to_dict()
+    values["text_config"]["tie_word_embeddings"] = values["tie_word_embeddings"] = True
+    return bases._make("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", **values)
+
+
+@pytest.mark.parametrize(
+    ("make", "target"), [(gemma3, "embed_tokens"), (gemma3, "lm_head"), (bert, "decoder"), (nested, "lm_head")]
+)
+def test_ties_of_other_architectures(make: Any, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled embeddings, a masked language model's decoder, and a flag in a part of the configuration: the attached logits."""
+    import adapter_factories
+
+    monkeypatch.setitem(adapter_factories._TASKS, "MaskedLM", "fill-mask")
+    monkeypatch.setitem(adapter_factories._TASKS, "Gemma3ForCausalLM", "text-generation")
+    made = adapter_factories.lora(make, target_modules=[target])(tmp_path)
+    merge_lora(FolderFiles(made.base), FolderFiles(made.adapter), tmp_path / "out")
+    attached, whole = (logits(model, made.inputs()) for model in (made.attach(), made.load(tmp_path / "out")))
+    assert float((attached - whole).abs().max()) < 1e-5 * float(attached.abs().max())
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    parts = [config, *(part for key, part in config.items() if key == "text_config")]
+    assert not any(part["tie_word_embeddings"] for part in parts)
+
+
 def test_embedding_that_more_than_a_head_shares_is_refused(tmp_path: Path) -> None:
     """T5's one embedding is encoder's, decoder's and head's: a change to one of them cannot be told in its configuration."""
-    import adapter_bases as bases
     from adapter_factories import lora
 
     made = lora(bases.t5, target_modules=["lm_head", "q"], task_type="SEQ_2_SEQ_LM")(tmp_path)

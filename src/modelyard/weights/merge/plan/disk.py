@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Disk", "Piece"]
 
+_MANY, _LONG = 5000, 256
+
 
 class Disk:
     """A base's tensors, by every name that an adapter may use for them.
@@ -100,8 +102,9 @@ class Disk:
         what = "none" if len(missing) == len(wanted) else f"only {len(wanted) - len(missing)}"
         shown = ", ".join(f"`{show_name(name)}`" for name in missing[:3])
         # Nearness costs time for each pair of names: a few names say what is wrong.
-        few = sorted(known)[:5000]
-        near = [match for name in missing[:3] for match in get_close_matches(name, few, 1, 0.6)] or few[:3]
+        few = [name for name in sorted(known) if len(name) < _LONG][:_MANY]
+        short = [name for name in missing[:3] if len(name) < _LONG]
+        near = [match for name in short for match in get_close_matches(name, few, 1, 0.6)] or few[:3]
         there = ", ".join(f"`{show_name(name)}`" for name in dict.fromkeys(near))
         raise ModelError(
             f"`{self._label}` cannot be merged: {what} of its {len(wanted)} tensors are in the base, which lacks {shown}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from modelyard.derivations import STORAGE
 from modelyard.weights.files import show_name
+from modelyard.weights.merge.names import is_head, is_input_embedding
 from modelyard.weights.merge.plan.options import refuse
 from modelyard.weights.merge.plan.site import Kind, Layout, Site
 
@@ -221,7 +222,7 @@ class Builder:
         if shape != product[::-1]:
             return False
         named = factors.module.rpartition(".")[2] in CONV1D_NAMES
-        if self.disk.config.get("model_type") in CONV1D_TYPES:
+        if str(self.disk.config.get("model_type")) in CONV1D_TYPES:
             return named
         flag = bool(self.options.values.get("fan_in_fan_out"))
         return flag and (named or not self.disk.config.get("model_type"))
@@ -263,7 +264,11 @@ class Builder:
 
     def _refuse_shape(self, module: str, made: Sequence[int], there: Sequence[int]) -> None:
         what = f"`{show_name(module)}` makes {tuple(made)}, and the base's tensor has {tuple(there)}"
-        refuse(self.options.label, "bad_shape", what)
+        hint = None
+        embedding = is_head(f"{module}.weight") or is_input_embedding(f"{module}.weight")
+        if embedding and tuple(made[1:]) == tuple(there[1:]):
+            hint = f"it was trained with other tokens: model.resize_token_embeddings({made[0]}) and save_pretrained make the base it needs"
+        refuse(self.options.label, "bad_shape", what, hint)
 
 
 def replace_module(factors: Factors, module: str) -> Factors:

@@ -103,7 +103,10 @@ class Options:
             refuse(self.label, error.code, f"`{show_name(module)}`: {error.message}")
 
     def _pattern_value(self, option: str, module: str, default: Any) -> Any:
-        for pattern, value in (self.values.get(option) or {}).items():
+        patterns = self.values.get(option) or {}
+        if not isinstance(patterns, dict):
+            refuse(self.label, "bad_adapter", f"`{option}` is not a map of patterns")
+        for pattern, value in patterns.items():
             # A pattern is a regular expression out of a file: a short one without nested repetition cannot run away.
             if not _PATTERN.fullmatch(pattern) or re.search(r"\)[*+?]|[*+?].*[*+?].*[*+?].*[*+?]", pattern):
                 refuse(self.label, "bad_adapter", f"the pattern `{show_name(pattern)}` is not one that is evaluated")
@@ -123,9 +126,9 @@ def read_options(files: Files) -> Options:
         ModelError: `unsupported_adapter` or the option's name, with the reason, for what is no change of weights.
     """
     values, label = read_json(files, "adapter_config.json"), files.label
-    kind = values.get("peft_type")
+    kind = str(values.get("peft_type"))
     if kind not in {"LORA", "TRAINABLE_TOKENS"}:
-        what = f"its kind is {show_name(str(kind))}, and LORA and TRAINABLE_TOKENS are what is merged"
+        what = f"its kind is {show_name(kind)}, and LORA and TRAINABLE_TOKENS are what is merged"
         refuse(label, "unsupported_adapter", what, hint="merge it with PEFT's own merge_and_unload, where that can")
     for option, why in REFUSED.items():
         if values.get(option):
