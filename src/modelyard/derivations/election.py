@@ -13,7 +13,7 @@ Without `elect` (`dare/2` only) every model agrees. `ties/1` and `dare/1` are PE
 
 >>> base, models = np.zeros(4, np.float32), [np.array([4, 3, 1, 0], np.float32), np.array([-1, 5, 2, 6], np.float32)]
 >>> apply_ties_2(Operands(models, ["F32", "F32"], [1.0, 3.0], base=base), [2, 2], "F32")
-array([4.  , 4.5 , 0.  , 6.  ], dtype=float32)
+array([4. , 4.5, 0. , 6. ], dtype=float32)
 """
 
 from __future__ import annotations
