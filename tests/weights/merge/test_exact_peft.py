@@ -136,6 +136,20 @@ def test_within_the_bound_of_peft(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["dora-conv1d", "experts-gpt-oss-bfloat16", "conv2d", "lora-bias-bfloat16", "tied-both"]
+)
+def test_threads_and_blocks_do_not_show(name: str, tmp_path: Path) -> None:
+    """Whatever the threads and blocks, every file of a merge is the same."""
+    made = KINDS[name](tmp_path)
+    outputs = []
+    for threads, block in ((1, 1 << 16), (2, 17), (3, 100)):
+        out = tmp_path / f"{threads}"
+        done = merge_lora(FolderFiles(made.base), FolderFiles(made.adapter), out, threads=threads, block_elements=block)
+        outputs.append(done.outputs)
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize(
     ("name", "added"),
     [
         ("tied-head", True),
