@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from safetensors.torch import load_file, save_file
+from sqlalchemy import select
 
+from modelyard.catalog.schema import files
 from modelyard.errors import IntegrityError, NotFoundError
 from modelyard.store import MemoryStore
 from tiny_models import save_adapter, save_model
@@ -72,3 +75,41 @@ def test_a_yard_without_links_loads_copies(bench: Bench) -> None:
     del model
     gc.collect()
     assert not folder.exists()
+
+
+def test_values_that_were_looked_at_are_not_read_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole load keeps that the files are finite, the next one reads no value; one with a cast looks, and says nothing."""
+    from modelyard.weights import audit
+
+    looked: list[object] = []
+    real = audit._is_finite
+
+    def look(tensor: object) -> bool:
+        looked.append(tensor)
+        return real(tensor)
+
+    monkeypatch.setattr(audit, "_is_finite", look)
+    base = bench.yard.commit(save_model(bench.folder / "llama"), "team/base")
+    bench.yard.load(base, dtype="bfloat16")
+    assert looked
+    looked.clear()
+    bench.yard.load(base, dtype="float32")  # the cast one above left no note
+    assert looked
+    looked.clear()
+    bench.yard.load(base, dtype="float32")
+    assert not looked
+    bench.yard.load(base, dtype="bfloat16")
+    assert looked
+
+
+def test_a_set_that_was_not_read_is_not_called_finite(bench: Bench) -> None:
+    """Of two sets of weights in a version a load reads one: what it found says nothing of the other, which holds a NaN."""
+    folder = save_model(bench.folder / "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * float("nan")
+    save_file(tensors, folder / "consolidated.safetensors", {"format": "pt"})
+    base = bench.yard.commit(folder, "team/base")
+    bench.yard.load(base, dtype="float32")
+    with bench.yard._context.catalog.read() as connection:
+        held = connection.execute(select(files.c.digest, files.c.nonfinite)).all()
+    assert {row.nonfinite for row in held} == {None}

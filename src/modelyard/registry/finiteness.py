@@ -15,10 +15,13 @@ from modelyard.errors import GateRefusedError
 from modelyard.registry.model import version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelyard.catalog.versions import VersionRecord
     from modelyard.registry.context import Context
+    from modelyard.registry.model import Version
 
-__all__ = ["count", "refuse_nonfinite"]
+__all__ = ["are_finite", "count", "note_finite", "refuse_nonfinite"]
 
 
 def refuse_nonfinite(context: Context, record: VersionRecord, alias: str) -> None:
@@ -34,6 +37,26 @@ def refuse_nonfinite(context: Context, record: VersionRecord, alias: str) -> Non
         code="nonfinite",
         nonfinite=broken,
     )
+
+
+def are_finite(context: Context, versions: Iterable[Version]) -> bool:
+    """Whether every weight file of these versions was looked at, and holds finite numbers only; reads no file."""
+    digests = _weights(versions)
+    with context.catalog.read() as connection:
+        rows = connection.execute(select(table.c.digest, table.c.nonfinite).where(table.c.digest.in_(digests))).all()
+    return {row.digest for row in rows if row.nonfinite == 0} == digests
+
+
+def note_finite(context: Context, versions: Iterable[Version]) -> None:
+    """Keep that every weight file of these versions holds finite numbers only: whoever says so has read each value."""
+    digests = _weights(versions)
+    unknown = table.c.digest.in_(digests) & table.c.nonfinite.is_(None)
+    with context.change() as tx:
+        tx.connection.execute(update(table).where(unknown).values(nonfinite=0))
+
+
+def _weights(versions: Iterable[Version]) -> set[str]:
+    return {str(entry.blake3) for each in versions for entry in each.files if entry.path.endswith(".safetensors")}
 
 
 def count(context: Context, record: VersionRecord) -> dict[str, int]:

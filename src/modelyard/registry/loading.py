@@ -7,6 +7,7 @@ is thrown away. Knows files, that an adapter has a base, and which sources are r
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import IntegrityError, ModelError, NotFoundError, RequestError
 from modelyard.registry.checkout import checkout
+from modelyard.registry.finiteness import are_finite, note_finite
 from modelyard.registry.leases import lease
 from modelyard.registry.lineage import adapter_base
 from modelyard.registry.links import linked_folder, present_folder
@@ -77,10 +79,13 @@ def load(
         return _load_folders({role: each for role, each in found.items() if isinstance(each, Path)}, rest)
     with lease(context, "load", versions=[each.id for each in versions]):
         note_use(context, versions)
+        rest["finite"] = known = len(versions) == len(found) and are_finite(context, versions)
         if context.links is None:
             model = _load_copies(context, found, rest)
         else:
             model = _load_links(context, context.links, found, rest, trust=trust_verified)
+        if not known and all(map(_is_one_set, versions)) and len(versions) == len(found) and _read_every_value(model):
+            note_finite(context, versions)
     main = found[_MAIN]
     model.version = main if isinstance(main, Version) else None
     return model
@@ -154,6 +159,24 @@ def _check_adapters(context: Context, found: dict[str, Version | Path]) -> None:
                 hint=f"load it on its own: yard generate {each.name}",
                 code="other_base",
             )
+
+
+def _is_one_set(version: Version) -> bool:
+    """Whether the weight files of a version are one file or one set of shards: of two sets, a load reads one."""
+    names = [entry.path for entry in version.files if entry.path.endswith(".safetensors")]
+    if names in (["model.safetensors"], ["adapter_model.safetensors"]):
+        return True
+    counts = {int(shard[1]) for name in names if (shard := re.fullmatch(r"model-\d{5}-of-(\d{5})\.safetensors", name))}
+    return counts == {len(names)}
+
+
+def _read_every_value(model: Model) -> bool:
+    """Whether the load has looked at each value of the files: nothing left out, let pass or cast, and no buffer among them."""
+    report = model.load_report
+    held = set(model.model.state_dict())
+    looked_at = {name for name, _ in model.model.named_parameters(remove_duplicate=False)}
+    plain = model.plan.quantization is None and getattr(model.model.config, "quantization_config", None) is None
+    return plain and not (report.dropped or report.allowed or report.casts) and held <= looked_at
 
 
 def _weights(version: Version) -> set[str]:

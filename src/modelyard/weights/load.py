@@ -77,6 +77,7 @@ def load(
     token: str | None = None,
     offline: bool = False,
     observe: Observe | None = None,
+    finite: bool = False,
     **yesterday: Any,
 ) -> Model:
     """Load a model with what makes its inputs, ready to answer.
@@ -113,6 +114,8 @@ def load(
         token: For `hf://`: the token to send.
         offline: For `hf://`: use only what the cache has.
         observe: Told each stage as it ends (`weights.times`).
+        finite: The files are known to hold finite numbers only (a yard that looked keeps that): they are not looked at again,
+            unless they are cast.
         **yesterday: Names that transformers dropped (`loading.legacy`).
 
     Raises:
@@ -121,16 +124,18 @@ def load(
         RequestError: An option has a value that it cannot have, or nobody knows it.
         NotFoundError, AuthError: Of an `hf://` source.
     """
-    given = {name: value for name, value in locals().items() if name not in {"source", "observe", "yesterday"}}
+    given = {name: value for name, value in locals().items() if name not in _NO_OPTIONS}
     source, options = accept_options(source, given, yesterday)
-    return load_with(source, options, observe)
+    return load_with(source, options, observe, finite=finite)
+
+
+_NO_OPTIONS = frozenset({"source", "observe", "finite", "yesterday"})
 
 
 @cache
 def _parameters() -> dict[str, Any]:
     """The options of `load` and what they are when they are not given."""
-    skipped = {"source", "observe", "yesterday"}
-    return {name: each.default for name, each in inspect.signature(load).parameters.items() if name not in skipped}
+    return {name: each.default for name, each in inspect.signature(load).parameters.items() if name not in _NO_OPTIONS}
 
 
 def accept_options(
@@ -157,8 +162,17 @@ def accept_options(
     return read_source(source), LoadOptions(**read_given(values))
 
 
-def load_with(source: Path | str, options: LoadOptions, observe: Observe | None = None) -> Model:
+def load_with(
+    source: Path | str, options: LoadOptions, observe: Observe | None = None, *, finite: bool = False
+) -> Model:
     """As `load`, with options that were checked already."""
+    from modelyard.weights.collector import collector_paused
+
+    with collector_paused():
+        return _load(source, options, observe, finite=finite)
+
+
+def _load(source: Path | str, options: LoadOptions, observe: Observe | None, *, finite: bool) -> Model:
     from modelyard.weights.loading import quantization
 
     started = time.perf_counter()
@@ -167,11 +181,7 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
     if options.compile:
         compiled.check_compiler(options.device)
     path, options = sources.locate(source, options), sources.locate_parts(options)
-    adapter = sources.read_adapter(path) if path.is_dir() else None
-    if adapter is None and options.base is not None:
-        raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
-    root = path if adapter is None else sources.find_base(path, adapter, options.base)
-    folders = _adapter_folders(path, adapter, options)
+    root, folders = _parts(path, options)
     unread: list[str] = []
     for folder in dict.fromkeys((root, path, *folders.values())):
         if folder.is_dir():
@@ -182,7 +192,8 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
             if root.is_file()
             else _assemble(path, root, folders, options, observe)
         )
-    allowed = {**built.allowed, **_audit(path, model, built, options, observe)}
+    known = finite and not built.casts and options.quantization is None and root.is_dir()
+    allowed = {**built.allowed, **_audit(path, model, built, options, observe, finite=known)}
     if options.compile:
         model = compiled.compile_model(model, device=options.device)
     if options.threads is not None:
@@ -198,13 +209,22 @@ def load_with(source: Path | str, options: LoadOptions, observe: Observe | None 
         processor,
         built.choice.task,
         path,
-        base=root if adapter is not None else None,
+        base=root if "default" in folders else None,
         threads=options.threads,
         plan=plan,
         load_report=report,
         untrained=built.untrained,
         adapters=tuple(folders),
     )
+
+
+def _parts(path: Path, options: LoadOptions) -> tuple[Path, dict[str, Path]]:
+    """The folder of the base (or the only one), and every adapter's."""
+    adapter = sources.read_adapter(path) if path.is_dir() else None
+    if adapter is None and options.base is not None:
+        raise ModelError(f"`{path}` is no adapter (no adapter_config.json), so it takes no base")
+    root = path if adapter is None else sources.find_base(path, adapter, options.base)
+    return root, _adapter_folders(path, adapter, options)
 
 
 def _assemble(
@@ -237,11 +257,11 @@ def _assemble(
 
 
 def _audit(
-    path: Path, model: Any, built: Built, options: LoadOptions, observe: Observe | None
+    path: Path, model: Any, built: Built, options: LoadOptions, observe: Observe | None, *, finite: bool
 ) -> dict[str, tuple[str, ...]]:
     packed = options.quantization is not None or getattr(model.config, "quantization_config", None) is not None
     with _timed(observe, "audit", 0):
-        return audit_tensors(str(path), model, built.dtype, allow=options.allow, strict=not packed)
+        return audit_tensors(str(path), model, built.dtype, allow=options.allow, strict=not packed, finite=finite)
 
 
 @contextmanager
