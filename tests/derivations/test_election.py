@@ -49,7 +49,7 @@ TALLIES = st.builds(Tally, st.booleans(), st.booleans(), st.sampled_from([1.0, 0
 
 
 @given(cases(), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_ties_2_equals_its_definition(case: Case, data: st.DataObject) -> None:
     """Counting, vectors, blocks and threads give what sorting and scalar loops give, bit for bit; so does a refused NaN."""
     elements = len(case.wide_base())
@@ -68,7 +68,7 @@ def test_ties_2_equals_its_definition(case: Case, data: st.DataObject) -> None:
 
 
 @given(cases(), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_dare_2_equals_its_definition(case: Case, data: st.DataObject) -> None:
     """Every density, tally, block and thread count gives what scalar loops over Philox give, bit for bit."""
     densities = [F(data.draw(st.one_of(st.just(1.0), st.floats(0.015625, 1, width=32)))) for _ in case.sources]

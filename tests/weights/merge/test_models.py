@@ -126,7 +126,7 @@ def test_nothing_shows_of_threads_and_blocks(halves: dict[str, Path], tmp_path: 
         ("dare_ties", {"density": [0.5, 0.9]}),
     ):
         outputs = []
-        for number, (threads, block) in enumerate([(1, 1 << 20), (2, 1 << 20), (1, 4000)]):
+        for number, (threads, block) in enumerate([(1, 1 << 20), (2, 1 << 20), (1, 9000)]):
             certificate = merge(
                 halves, tmp_path / f"{method}{number}", method, [ONE, TWO], weights=[0.6, 0.7], threads=threads,
                 block_elements=block, **options,
