@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["carried_files", "is_carried", "list_parts"]
 
 _LEFT = frozenset({
-    "adapter_config.json", "all_results.json", "certificate.json", "certificate.json", "eval_results.json", "train_results.json",
+    "adapter_config.json", "all_results.json", "certificate.json", "eval_results.json", "train_results.json",
     "trainer_state.json",
 })  # fmt: skip
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
