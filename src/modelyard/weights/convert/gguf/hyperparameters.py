@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modelyard.weights.convert.gguf.families import Family
 
-__all__ = ["Keys", "describe", "load_settings", "rebuild", "settle"]
+__all__ = ["Keys", "check_depth", "describe", "load_settings", "rebuild", "settle"]
 
 Keys = dict[str, tuple[str, Any]]
 """Key without the architecture to its type (`u32`, `f32`, `bool`, `str`, `strs`) and value."""
@@ -45,6 +45,20 @@ def load_settings(plain: Mapping[str, Any], label: str) -> Any:
     options = {key: value for key, value in plain.items() if key not in {"model_type", "quantization_config"}}
     with translated(label, "read"):
         return AutoConfig.for_model(str(plain["model_type"]), **options)
+
+
+def check_depth(plain: Mapping[str, Any], tensors: int, label: str) -> None:
+    """Refuse a configuration of more layers than there are tensors, before anything is made for each of them.
+
+    Raises:
+        ModelError: `bad_metadata`.
+    """
+    for name in ("num_hidden_layers", "n_layer"):
+        layers = plain.get(name, 1)
+        if type(layers) is not int or not 1 <= layers <= tensors:
+            raise ModelError(
+                f"`{label}` says {name} {str(layers)[:20]}, and has {tensors} tensors", code="bad_metadata"
+            )
 
 
 def describe(config: Any, family: Family, pooling: int | None = None) -> tuple[Keys, Factors, list[str]]:
@@ -179,7 +193,7 @@ def settle(
     """
     tied = "output.weight" not in names
     made = rebuild(said, factors, family, vocabulary=vocabulary, names=names)
-    if carried is None or carried.get("model_type") not in family.classes:
+    if carried is None or carried.get("model_type") not in family.classes or not _as_deep(carried, made):
         return made
     classes = carried.get("architectures")
     if not isinstance(classes, list) or not set(classes) <= set(family.classes[carried["model_type"]]):
@@ -191,6 +205,12 @@ def settle(
     if same and (settings.tie_word_embeddings == tied or family.tied == "headless"):
         return carried
     return {**carried, **made, "model_type": carried["model_type"], "architectures": classes}
+
+
+def _as_deep(carried: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether two configurations have as many layers, and no more labels than a head has rows here: both make lists of that length."""
+    layers = all(carried.get(name) == made.get(name) for name in ("num_hidden_layers", "n_layer"))
+    return layers and int(carried.get("num_labels") or 0) <= 1 << 20
 
 
 def _same(value: Any, said: Any, kind: str) -> bool:
@@ -211,7 +231,7 @@ def rebuild(
     config: dict[str, Any] = {"model_type": model_type, "architectures": [family.classes[model_type][0]]}
     for each in family.fields:
         value = said.get(each.key)
-        if value is not None:
+        if value is not None and (each.needed or value != 0):  # some writers say 0 where there is none
             config[each.name] = _shortest(value) if each.kind == "f32" else _whole(value, each.key)
         elif each.needed:
             raise ModelError(f"the file has no `{family.arch}.{each.key}`", code="bad_metadata")
@@ -248,8 +268,10 @@ def _scalar(config: Mapping[str, Any], family: Family) -> int:
 
 
 def _whole(value: Any, key: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ModelError(f"`{key}` is no whole number; a value for each layer has no form here", code="bad_metadata")
+    if type(value) is not int or value < 1:
+        raise ModelError(
+            f"`{key}` is no number above zero; a value for each layer has no form here", code="bad_metadata"
+        )
     return value
 
 

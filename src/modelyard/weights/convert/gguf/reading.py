@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +20,7 @@ from modelyard.errors import ModelError, RequestError
 from modelyard.weights.certificate import EVERYWHERE, THIS_MACHINE, Certificate, describe_machine
 from modelyard.weights.checks import check_weights
 from modelyard.weights.convert.gguf.families import find_family
-from modelyard.weights.convert.gguf.hyperparameters import load_settings, settle
+from modelyard.weights.convert.gguf.hyperparameters import check_depth, load_settings, settle
 from modelyard.weights.convert.gguf.layout import BLOCKS, missing_tensors
 from modelyard.weights.convert.gguf.rotation import FACTORS
 from modelyard.weights.convert.gguf.tokenizer_files import rebuild_tokenizer
@@ -28,6 +29,7 @@ from modelyard.weights.convert.gguf.writing import CONFIG_KEY, DTYPES_KEY, GENER
 from modelyard.weights.files import FolderFiles, SingleFile, check_name, show_name
 from modelyard.weights.gguf import GgufHeader, GgufTensor, read_gguf
 from modelyard.weights.headers import open_regular
+from modelyard.weights.loading.translate import first_line
 from modelyard.weights.output import hash_file, key_of, resumable_folder, write_file
 from modelyard.weights.shards import ShardWriter, TensorSpec, parse_size, plan_shards, write_index
 
@@ -107,9 +109,9 @@ def from_gguf(
     found = _plan(header, config, family, dtype, str(file))
     config["dtype"] = _NAMES[_most(found)]
     config.pop("torch_dtype", None)
-    texts, warnings = rebuild_tokenizer(
-        header.metadata, int(config.get("max_position_embeddings") or config.get("n_positions") or 512), str(file)
-    )
+    context = int(config.get("max_position_embeddings") or config.get("n_positions") or 512)
+    with _told(str(file)):
+        texts, warnings = rebuild_tokenizer(header.metadata, context, str(file))
     texts = _settings(header, config) | texts
     exact = all(each.tensor.type in STORAGE for each in found)
     source = SingleFile(file)
@@ -158,21 +160,36 @@ def read_config(label: str, header: GgufHeader, stream: BinaryIO) -> tuple[dict[
         raise ModelError(f"`{label}` has no matrix `token_embd.weight`", code="missing_tensors")
     factors = {name: _read_factors(stream, header, tensors[name]) for name in FACTORS if name in tensors}
     types = tensors.get("token_types.weight")
-    config = settle(
-        own,
-        factors,
-        family,
-        _carried_config(said),
-        vocabulary=embedding.shape[1],
-        names=tensors.keys(),
-        label=label,
-    )
+    if "block_count" in own:
+        check_depth({"num_hidden_layers": own["block_count"]}, len(tensors), label)
+    with _told(label):
+        config = settle(
+            own,
+            factors,
+            family,
+            _carried_config(said),
+            vocabulary=embedding.shape[1],
+            names=tensors.keys(),
+            label=label,
+        )
     if family.arch == "bert" and types is not None:
         config.setdefault("type_vocab_size", types.shape[1])
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"{name}_token_id" not in config and CONFIG_KEY not in said:
             config[f"{name}_token_id"] = said.get(f"tokenizer.ggml.{key}_token_id")
     return config, family
+
+
+@contextmanager
+def _told(label: str) -> Iterator[None]:
+    """Values of other kinds than their keys have are the file's fault: a number that is a text, a list that is a number."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"`{label}` has metadata that is not of its kind: {type(error).__name__}: {first_line(error)}",
+            code="bad_metadata",
+        ) from error
 
 
 def _carried_config(said: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ __all__ = ["FACTORS", "describe_rotation", "head_size", "rebuild_rotation"]
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that follow from the configuration."""
 
+_WIDEST = 1 << 16  # elements of a head that are rotated: what a file says is held against it before factors are made
+
 Keys = dict[str, tuple[str, Any]]
 
 
@@ -49,7 +51,10 @@ def describe_rotation(config: Any, family: Family) -> tuple[Keys, dict[str, NDAr
         keys["rope.freq_base_swa"] = ("f32", float(local["rope_theta"]))
         rope = dict(rope["full_attention"])
     size = int(head_size(config) * float(rope.get("partial_rotary_factor") or 1.0))
-    keys["rope.freq_base"] = ("f32", float(rope["rope_theta"]))
+    theta = float(rope["rope_theta"])
+    if not (0 < size <= _WIDEST and 0 < theta < math.inf):
+        raise ModelError(f"a rotation of {size} elements by the base {theta} is none", code="unsupported_option")
+    keys["rope.freq_base"] = ("f32", theta)
     keys["rope.dimension_count"] = ("u32", size)
     kind = rope.get("rope_type", "default")
     if kind == "default":
@@ -130,8 +135,11 @@ def rebuild_rotation(
     Raises:
         ModelError: `unsupported_option`: factors or a scaling that transformers has no name for.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": said.get("rope.freq_base", 10000.0)}
+    theta = said.get("rope.freq_base", 10000.0)
     size = int(said.get("rope.dimension_count", head))
+    if type(theta) not in {int, float} or not (0 < theta < math.inf and 0 < size <= _WIDEST):
+        raise ModelError(f"a rotation of {size} elements by the base {str(theta)[:20]} is none", code="bad_metadata")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if size != head:
         rope["partial_rotary_factor"] = size / head
     kind = said.get("rope.scaling.type", "none")

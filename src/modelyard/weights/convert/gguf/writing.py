@@ -21,7 +21,7 @@ from modelyard.weights.certificate import EVERYWHERE, THIS_MACHINE, Certificate,
 from modelyard.weights.checkpoint import open_checkpoint
 from modelyard.weights.checks import check_weights, read_json
 from modelyard.weights.convert.gguf.families import find_family
-from modelyard.weights.convert.gguf.hyperparameters import describe, load_settings
+from modelyard.weights.convert.gguf.hyperparameters import check_depth, describe, load_settings
 from modelyard.weights.convert.gguf.layout import Placed, check_type, plan_layout
 from modelyard.weights.convert.gguf.values import apply_change, from_blocks, recast, to_blocks, undo_change, widened
 from modelyard.weights.convert.gguf.vocabulary import describe_tokenizer
@@ -91,8 +91,9 @@ def to_gguf(
     """
     check_type(type)
     files = source if isinstance(source, Files) else FolderFiles(source)
-    plain, config, family = _read_model(files)
+    check_weights(files)
     weights = open_checkpoint(files)
+    plain, config, family = _read_model(files, len(weights.home))
     layout = plan_layout(weights, config, family, type)
     if layout.head:
         config.architectures = plain["architectures"] = [family.classes[config.model_type][0]]
@@ -141,9 +142,8 @@ def to_gguf(
     return made
 
 
-def _read_model(files: Files) -> tuple[dict[str, Any], Any, Family]:
-    """config.json as it is and as transformers reads it, and the family; everything unsafe is refused before."""
-    check_weights(files)
+def _read_model(files: Files, tensors: int) -> tuple[dict[str, Any], Any, Family]:
+    """config.json as it is and as transformers reads it, and the family."""
     plain = read_json(files, "config.json")
     family = find_family(files.label, model_type=plain.get("model_type"))
     if plain.get("quantization_config"):
@@ -161,6 +161,7 @@ def _read_model(files: Files) -> tuple[dict[str, Any], Any, Family]:
             hint=f"of this model type there are: {', '.join(known)}",
             supported=list(known),
         )
+    check_depth(plain, tensors, files.label)
     return plain, load_settings(plain, files.label), family
 
 
