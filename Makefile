@@ -59,7 +59,7 @@ docs: $(STAMP)  ## Regenerate the command-line reference.
 	$(BIN)/python scripts/reference.py
 
 bench-quick: $(STAMP)  ## A small run of every benchmark.
-	@for script in catalog estimate load merge store; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+	@for script in catalog convert estimate export load merge quantize store; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
 
 clean:  ## Remove the virtual environment and caches.
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

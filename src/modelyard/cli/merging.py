@@ -97,6 +97,13 @@ def _merge_models(
 @click.option("--rank", type=click.IntRange(min=1), help="Of the result (default: what loses nothing).")
 @click.option("--base", metavar="SOURCE", help="Their base (default: the one that lineage records).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=NUMBER", help="Of the method: density, seed, t.")
+@click.option(
+    "--saved",
+    type=click.Choice(("refuse", "average")),
+    default="refuse",
+    help="Modules saved whole.",
+    show_default=True,
+)
 @click.option("--branch", default="main", show_default=True)
 @with_yard
 @with_json
@@ -108,6 +115,7 @@ def combine(
     rank: int | None,
     base: str | None,
     settings: tuple[str, ...],
+    saved: str,
     branch: str,
     home: Home,
     as_json: bool,
@@ -132,6 +140,7 @@ def combine(
             base=place(base) if base else None,
             branch=branch,
             progress=progress,
+            saved=saved,
             **_settings(settings),
         )
     report(made, as_json=as_json)
@@ -151,11 +160,22 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("base", metavar="BASE")
 @click.argument("tuned", metavar="TUNED")
 @click.option("--rank", type=click.IntRange(min=1), required=True, help="Of the adapter.")
+@click.option("--min-error", type=float, help="Stop at a lower rank in a layer whose relative error is this small.")
+@click.option("--save-others", is_flag=True, help="Keep what else changed (norms, embeddings) as modules saved whole.")
 @click.option("--to", "target", required=True, metavar="TARGET", help=f"{_TO}.")
 @click.option("--branch", default="main", show_default=True)
 @with_yard
 @with_json
-def extract(base: str, tuned: str, rank: int, target: str, branch: str, home: Home, as_json: bool) -> None:
+def extract(
+    base: str,
+    tuned: str,
+    rank: int,
+    target: str,
+    branch: str,
+    home: Home,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Make a LoRA adapter from two checkpoints: the best of its rank for what TUNED changed in BASE.
 
     \b
@@ -166,5 +186,7 @@ def extract(base: str, tuned: str, rank: int, target: str, branch: str, home: Ho
 
     yard = bench(home, target, base, tuned)
     with count_bar("extracting", quiet=as_json) as progress:
-        made = yard.extract(place(base), place(tuned), place(target), rank=rank, branch=branch, progress=progress)
+        made = yard.extract(
+            place(base), place(tuned), place(target), rank=rank, branch=branch, progress=progress, **options
+        )
     report(made, as_json=as_json)

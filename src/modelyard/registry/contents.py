@@ -15,6 +15,7 @@ from modelyard.weights.files import READ_LIMIT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from modelyard.digest import Digest
     from modelyard.registry.holdings import Holdings
     from modelyard.registry.model import FileEntry, Version
 
@@ -78,6 +79,10 @@ class StoredFiles:
         if self._store.is_whole(entry.blake3):
             self._store.verify_file(entry.blake3)
         return self._store.open_file(entry.blake3)
+
+    def digest(self, name: str) -> Digest:
+        """A file's BLAKE3, as the version says; what is read is held against it."""
+        return self.entry(name).blake3
 
     def entry(self, name: str) -> FileEntry:
         """A file's entry; `NotFoundError` with a near match if there is none of this name."""

@@ -180,7 +180,7 @@ class Merging(Transformation):
             branch: Which branch of the repo moves.
             message: For people.
             progress: Called with (modules done, modules in all).
-            **options: Of the method: `density`, `seed`, `t`.
+            **options: Of the method: `density`, `seed`, `t`; `saved="average"` for modules that the adapters saved whole.
 
         Raises:
             InputError: A method or an option that is not known, or weights that do not fit.
@@ -207,6 +207,7 @@ class Merging(Transformation):
                 [each.files() for each in found],
                 out,
                 base=on.files() if on is not None else None,
+                same_base=on is not None,
                 progress=progress,
                 **asked,
             ),

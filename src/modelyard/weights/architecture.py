@@ -112,6 +112,9 @@ def build_without_memory(config: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: `unknown_architecture`: transformers has no such class, or cannot build it from this configuration.
     """
+    from modelyard.weights.loading.quantization import quiet_imports
+
+    quiet_imports()
     import torch
     import transformers
 
