@@ -201,9 +201,9 @@ class _Reader:
             return list(struct.unpack(f"<{count}{_NUMBERS[kind][1]}", self._take(_WIDTHS[kind] * count)))
         if kind == _STRING:
             return [self._take(self._number("<Q")).decode("utf-8", "replace") for _ in range(count)]
-        if kind == _ARRAY:
-            return [self._take_array(depth + 1) for _ in range(count)]
-        self._refuse("unknown_type", f"a value has the type {kind}")
+        if kind != _ARRAY:
+            self._refuse("unknown_type", f"a value has the type {kind}")
+        return [self._take_array(depth + 1) for _ in range(count)]
 
     def _skip_value(self, kind: int, depth: int) -> None:
         if kind in _WIDTHS:

@@ -263,7 +263,11 @@ def _recorded(said: Mapping[str, Any]) -> dict[str, str]:
         found = json.loads(said.get(DTYPES_KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
         return {}
-    return {key: value for key, value in found.items() if value in STORAGE} if isinstance(found, dict) else {}
+    return (
+        {key: value for key, value in found.items() if isinstance(value, str) and value in STORAGE}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _own_dtype(tensor: GgufTensor, recorded: Mapping[str, str], header: GgufHeader) -> str:
