@@ -36,8 +36,8 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("torchao-int8", 8.1, 0.25, "int8, one scale a row"),
-        Method("bnb-4bit", 4.5, 0.75, "NF4, one scale for 64 numbers"),
+        Method("torchao-int8", 8.1, 0.15, "int8, one scale a row"),
+        Method("bnb-4bit", 4.5, 0.5, "NF4, one scale for 64 numbers"),
     )
 }
 """What `quantize` offers."""
