@@ -292,7 +292,7 @@ def _extensions() -> str:
     """The optional vector extensions that numpy uses here, as its variable takes them."""
     import numpy as np
 
-    features: Any = np._core._multiarray_umath  # type: ignore[attr-defined]
+    features: Any = np._core._multiarray_umath  # type: ignore[attr-defined]  # noqa: SLF001
     return " ".join(name for name in features.__cpu_dispatch__ if features.__cpu_features__.get(name))
 
 
