@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from export_matrix import ARCHITECTURES, EXPORTS, read_rows, run_pair, tasks_of
@@ -63,8 +62,7 @@ def test_a_lost_mask_is_found_by_the_padded_batch(tmp_path: Path, monkeypatch: p
             """What somebody would do who knows the graph's inputs alone: no mask, whatever the batch."""
 
             def outputs(self, batch: Batch) -> dict[str, Any]:
-                ids = batch.inputs["input_ids"]
-                return runner.outputs(Batch({"input_ids": ids, "attention_mask": np.ones_like(ids)}, None, batch.name))  # type: ignore[no-any-return]
+                return runner.outputs(Batch({"input_ids": batch.inputs["input_ids"]}, None, batch.name))  # type: ignore[no-any-return]
 
             def generate(self, batch: Batch, tokens: int) -> None:
                 return None

@@ -50,7 +50,7 @@ def pick_sample(batches: Sequence[Batch], core: Any) -> dict[str, Any]:
 
     def rank(batch: Batch) -> tuple[bool, int]:
         mask = batch.inputs.get("attention_mask")
-        return mask is not None and not mask.all(), batch.rows
+        return mask is not None and not mask.all(), min(map(len, batch.inputs.values()))
 
     batch = max(batches, key=rank)
     taken = inspect.signature(core.forward).parameters
