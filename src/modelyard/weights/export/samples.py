@@ -27,13 +27,15 @@ _LONGEST = 2048
 
 
 def make_batches(model: Model) -> list[Batch]:
-    """The fixed inputs of a model, completed: token types that differ, and a row beyond a sliding window.
+    """The fixed inputs that a model's `forward` takes, completed: token types that differ, and a row beyond a sliding window.
 
     Raises:
         ModelError: `no_fixed_inputs`: none can be made for the task.
     """
     found = _pairs(model) if model.task == "zero-shot-image-classification" else fixed_inputs(model.task, model)
-    batches = [_with_types(batch, model.core) for batch in found]
+    taken = inspect.signature(model.core.forward).parameters
+    known = [{name: each for name, each in batch.inputs.items() if name in taken} for batch in found]
+    batches = [_with_types(replace(batch, inputs=own), model.core) for batch, own in zip(found, known, strict=True)]
     window = sliding_window(model.core.config)
     if window is not None and window + 4 <= _LONGEST and model.task == "text-generation":
         batches.append(_beyond(batches[0], window + 4))
