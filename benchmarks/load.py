@@ -78,11 +78,11 @@ def load(kind: str, where: Path, *, ready: bool) -> dict[str, Any]:
     return found
 
 
-def measure(folder: Path, yard: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(folder: Path, yard: Path, rounds: int, *, warm: bool = True) -> dict[str, dict[str, list[float]]]:
     """Seconds of every load, by kind and clock; the kinds take turns."""
     times: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     tokens = set()
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         for kind in KINDS:
             where = folder if kind == "plain" else yard
             cold, ready = load(kind, where, ready=False), load(kind, where, ready=True)
@@ -147,7 +147,7 @@ def main() -> None:
         import modelyard
 
         modelyard.open(folder / "yard", create=True).commit(folder / "plain", to="bench/model", kind="base")
-        times = measure(folder / "plain", folder / "yard", 1 if given.quick else given.rounds)
+        times = measure(folder / "plain", folder / "yard", 1 if given.quick else given.rounds, warm=not given.quick)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     notes = {"model": f"{size / 1e6:.0f} MB of bfloat16", "rounds": len(times["plain"]["call"])}

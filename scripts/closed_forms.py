@@ -15,10 +15,15 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelyard.weights.estimate.profile import Profile, run_profile
+from modelyard.weights.estimate.profile import run_profile
 from modelyard.weights.estimate.workload import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelyard.weights.estimate.sizes import Profile
 
 TARGET = Path(__file__).parents[1] / "src" / "modelyard" / "weights" / "estimate" / "forms.py"
 
@@ -72,7 +77,7 @@ def monomial(size: int) -> tuple[str, int] | None:
     return (symbols, size) if size <= 64 else None
 
 
-def moments(events: list[tuple[int, int]]) -> list[tuple[tuple[str, bool], Polynomial]]:
+def moments(events: Sequence[tuple[int, int]]) -> list[tuple[tuple[str, bool], Polynomial]]:
     """What is held after each event, and what the event was."""
     held: Polynomial = Counter()
     found = []

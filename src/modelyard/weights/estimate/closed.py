@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.weights.estimate.forms import FAMILIES, FORMS
 from modelyard.weights.estimate.machine import HEAP_BLOCK
+from modelyard.weights.estimate.sizes import Profile
 from modelyard.weights.estimate.workload import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from modelyard.weights.estimate.checkpoint import Described
-    from modelyard.weights.estimate.workload import Workload
+from modelyard.weights.estimate.workload import Workload
 
-__all__ = ["ClosedProfile", "closed_profile"]
+__all__ = ["closed_profile"]
 
 # Keys that change what a step holds, with the only values that the forms were derived for.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -36,23 +37,6 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ClosedProfile:
-    """As `profile.Profile`, without its events."""
-
-    parameters: int
-    trainable: int
-    weights: int
-    linear: tuple[int, int]
-    largest: int
-    kv_cache: int
-    gradients: int
-    optimizer: int
-    adapter: int
-    peak: int
-    heap: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Sizes:
     """A decoder's sizes, as its tensors have them."""
 
@@ -65,7 +49,7 @@ class _Sizes:
     vocabulary: int
 
 
-def closed_profile(described: Described, workload: Workload, dtype: str) -> ClosedProfile | None:
+def closed_profile(described: Described, workload: Workload, dtype: str) -> Profile | None:
     """The profile of one step; None where no closed form is known, and the step has to be run."""
     config = described.config
     family = str(config.get("model_type"))
@@ -96,7 +80,7 @@ def closed_profile(described: Described, workload: Workload, dtype: str) -> Clos
     if workload.mode == "inference":
         cache, last, small = _generation(sizes, workload, width)
         moments, heap = max(moments, last), max(heap, small)
-    return ClosedProfile(
+    return Profile(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * width,
@@ -108,6 +92,7 @@ def closed_profile(described: Described, workload: Workload, dtype: str) -> Clos
         adapter=pairs * trained_width,
         peak=moments + states,
         heap=heap,
+        closed=True,
     )
 
 

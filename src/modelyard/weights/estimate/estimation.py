@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelyard.weights.estimate.checkpoint import Described, describe
-from modelyard.weights.estimate.closed import ClosedProfile, closed_profile
+from modelyard.weights.estimate.closed import closed_profile
 from modelyard.weights.estimate.machine import KEPT, OVERHEAD, find_machine
 from modelyard.weights.estimate.workload import DTYPES, Estimate, Machine, Mode, Option, Workload
 from modelyard.weights.inspection.classes import task_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from modelyard.weights.estimate.profile import Profile
+    from modelyard.weights.estimate.sizes import Profile
     from modelyard.weights.files import Files
 
 __all__ = ["estimate"]
@@ -115,8 +115,7 @@ def _with_options(found: Estimate, options: list[Option]) -> Estimate:
 
 def _estimate(described: Described, workload: Workload, machine: Machine | None, method: str) -> Estimate:
     dtype = _dtype(described, workload)
-    profile: Profile | ClosedProfile | None = closed_profile(described, workload, dtype) if method == "auto" else None
-    closed = profile is not None
+    profile = closed_profile(described, workload, dtype) if method == "auto" else None
     if profile is None:
         from modelyard.weights.estimate.profile import run_profile
 
@@ -138,7 +137,7 @@ def _estimate(described: Described, workload: Workload, machine: Machine | None,
         trainable=profile.trainable,
         dtype=dtype,
         architecture=described.architecture,
-        method="closed-form" if closed else "meta",
+        method="closed-form" if profile.closed else "meta",
         workload=workload,
         machine=machine,
         notes=(*notes, *_notes(workload)),
@@ -151,9 +150,7 @@ def _dtype(described: Described, workload: Workload) -> str:
     return "float32" if workload.mode == "full" else described.dtype
 
 
-def _weights(
-    described: Described, workload: Workload, dtype: str, profile: Profile | ClosedProfile
-) -> tuple[int, list[str]]:
+def _weights(described: Described, workload: Workload, dtype: str, profile: Profile) -> tuple[int, list[str]]:
     """Bytes of the weights as loaded, and what is to be said of them."""
     if workload.quantization is not None:
         elements, rows = profile.linear
@@ -165,7 +162,7 @@ def _weights(
         if not described.tensors:
             return profile.weights, [f"no weights here: counted as {dtype}, not as {described.quantization}"]
         return described.stored, [f"weights stay as {described.quantization} keeps them, as stored"]
-    kept = _still_mapped(described, workload, dtype) if not isinstance(profile, ClosedProfile) else 0
+    kept = _still_mapped(described, workload, dtype) if not profile.closed else 0
     said = (
         [f"of the weights, {kept:,} bytes are the file's, still mapped beside what was joined from them"]
         if kept

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.estimate.inputs import make_inputs, make_labels
 from modelyard.weights.estimate.machine import HEAP_BLOCK
+from modelyard.weights.estimate.sizes import Profile
 from modelyard.weights.estimate.tracking import Tracker, fused_attention, storage_bytes, without_values
 from modelyard.weights.loading.lock import loading
 from modelyard.weights.loading.quantization import quiet_imports
@@ -29,41 +29,6 @@ __all__ = ["Profile", "build_model", "cache_tensors", "heap_bytes", "run_profile
 
 GRANULE = {"cpu": 1, "cuda": 512}
 """What an allocation is rounded up to, by device; torch's CUDA allocator gives multiples of 512 bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What one step holds, in bytes; `peak` is the most beyond weights and adapter.
-
-    Attributes:
-        parameters: Elements of the model, tied ones once.
-        trainable: Elements that are trained.
-        weights: Parameters and buffers in the dtype of the workload.
-        linear: Elements of weights of linear layers outside the output layer, and how many rows they have.
-        largest: Elements of the largest of them.
-        kv_cache: The cache's tensors at the end.
-        gradients: Of trained parameters.
-        optimizer: States of the optimizer.
-        adapter: LoRA's parameters.
-        peak: Everything above that is held at once, at most.
-        heap: What of a step's blocks below `machine.HEAP_BLOCK` is held at once, at most.
-        events: Allocations of the step in their order, see `Tracker.events`.
-        marks: How many of them there were when the forward and when the backward pass of training ended.
-    """
-
-    parameters: int
-    trainable: int
-    weights: int
-    linear: tuple[int, int]
-    largest: int
-    kv_cache: int
-    gradients: int
-    optimizer: int
-    adapter: int
-    peak: int
-    heap: int
-    events: list[tuple[int, int]]
-    marks: tuple[int, ...] = ()
 
 
 def run_profile(config: Mapping[str, Any], workload: Workload, dtype: str) -> Profile:
