@@ -67,8 +67,13 @@ def _attach(kind: Kind, made: Made, attached: Any) -> str:
 
     if attached is None:
         return f"PEFT cannot: {kind.why}"
+    if kind.peft == "wrong" and _same(made.run(made.attach()), attached, 0.0) != _YES:
+        return f"PEFT's own answers change from load to load: {kind.why}"
+    dtype = str(made.load().dtype).removeprefix("torch.")
     try:
-        model = load(made.base, adapters={"it": made.adapter}, model_class=made.model, allow=("preprocessor",))
+        model = load(
+            made.base, adapters={"it": made.adapter}, model_class=made.model, dtype=dtype, allow=("preprocessor",)
+        )
     except YardError as error:
         return _reason(error, made)
     with using(model.model, "it"):

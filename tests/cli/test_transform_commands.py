@@ -140,6 +140,17 @@ def test_whole_models_are_merged_by_a_mergekit_file(yard: Yard, pair: Path) -> N
     assert all((tensor == new[name]).all() for name, tensor in old.items())
 
 
+def test_a_folder_shows_its_certificate(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
+    """`yard show ./FOLDER` prints how the folder was made; one without a certificate says what to type instead."""
+    assert yard("convert", "./model", "--to", "./half", "--dtype", "bfloat16")[0] == 0
+    code, shown, _ = yard("show", "./half")
+    assert (code, shown["certificates"][0]["method"]) == (0, "cast/1")
+    assert run(["show", "./half"]) == 0
+    assert "convert by cast/1: the same bits everywhere" in capsys.readouterr().out
+    code, _, error = yard("show", "./model")
+    assert (code, "certificate.json" in error["message"]) == (5, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

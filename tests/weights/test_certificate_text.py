@@ -84,3 +84,13 @@ def test_other_checks_are_counted() -> None:
     """A check without a scale, such as bytes read back, is named."""
     made = Certificate("convert", "bin", checks=[{"name": "read back", "tensors": 3, "differing": 0, "holds": True}])
     assert summarize(made)[-1] == "measured: read back: as it was"
+
+
+def test_two_answers_are_two_lines() -> None:
+    """A merge into a quantized base is measured against both answers; neither hides the other."""
+    checks = [check("dequantized: logits"), check("original: logits", max_difference=1.0, holds=False)]
+    lines = summarize(Certificate("merge", "lora/1", checks=checks))
+    assert [line.partition(" of the")[0] for line in lines[1:]] == [
+        "measured (dequantized): at most 5e-07",
+        "measured (original): at most 0.5",
+    ]

@@ -98,9 +98,9 @@ def _show_plan(yard: Merging, source: str, options: dict[str, Any], as_json: boo
 @click.argument("source", metavar="SOURCE")
 @click.option(
     "--method",
-    type=click.Choice(("torchao-int8", "torchao-int4", "bnb-8bit", "bnb-4bit")),
+    metavar="METHOD",
     required=True,
-    help="How; docs/guides/quantizing.md has speed and loss of each.",
+    help="torchao-int8 or bnb-4bit; docs/guides/quantizing.md has speed and loss of each, and why others are not offered.",
 )
 @click.option("--to", "target", required=True, metavar="TARGET", help=_TO)
 @click.option("--tolerance", type=float, help="The largest difference that passes, relative to the outputs' scale.")

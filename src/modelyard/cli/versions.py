@@ -10,6 +10,8 @@ import click
 
 from modelyard.cli import output
 from modelyard.cli.options import Home, key_values, with_json, with_yard
+from modelyard.errors import NotFoundError
+from modelyard.weights.sources import source_form
 
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
@@ -190,16 +192,21 @@ def _list_versions(yard: Yard, repo: str, deleted: bool, where: dict[str, str], 
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("reference", metavar="REFERENCE|./FOLDER")
 @with_yard
 @with_json
 def show(reference: str, home: Home, as_json: bool) -> None:
-    """Show one version: what it is, its files, what it was made from, how and how well, its reports and refs.
+    """Show one version: what it is, its files, what it was made from, how and how well, its reports and refs. Of a ./folder,
+    how it was made.
 
     \b
-    Example:
+    Examples:
       yard show team/intents@production
+      yard show ./merged
     """
+    if source_form(reference) == "path":
+        _show_folder(Path(reference).expanduser(), as_json)
+        return
     yard = home.open()
     version = yard.resolve(reference)
     refs = [ref.name for ref in yard.refs(version.repo_text) if ref.version == version.id]
@@ -235,6 +242,21 @@ def show(reference: str, home: Home, as_json: bool) -> None:
     output.table(
         ("FILE", "SIZE", "BLAKE3"), [(f.path, output.human_bytes(f.size), f.blake3.short[:16]) for f in version.files]
     )
+
+
+def _show_folder(folder: Path, as_json: bool) -> None:
+    from modelyard.weights.certificate import read
+    from modelyard.weights.files import FolderFiles
+
+    found = read(FolderFiles(folder)) if folder.is_dir() else None
+    if found is None:
+        raise NotFoundError(
+            f"`{folder}` holds no certificate.json", hint=f"what is in it: yard inspect {folder}, yard doctor {folder}"
+        )
+    if as_json:
+        output.json_object({"folder": str(folder), "certificates": [found.to_dict()]})
+    else:
+        _show_certificate(found.to_dict())
 
 
 def _show_certificate(plain: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ class Transformation:
         Args:
             source: The model.
             to: A repo or a new folder.
-            method: `torchao-int8`, `torchao-int4`, `bnb-8bit`, `bnb-4bit`.
+            method: One of `weights.quantize.METHODS`: `torchao-int8`, `bnb-4bit`.
             tolerance: The largest difference that passes, relative to the outputs' scale; None is the method's.
             check: Whether to compare at all.
             threads: Compute threads.

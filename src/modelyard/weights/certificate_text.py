@@ -41,7 +41,7 @@ def summarize(certificate: Certificate) -> list[str]:
     lines = [_title(certificate)]
     counts = _counts(certificate.matched)
     lines += [counts] if counts else []
-    lines += [_worst(certificate.checks)] if certificate.checks else []
+    lines += _measured(certificate.checks)
     lines += [f"warning: {warning}" for warning in certificate.warnings]
     return [_printable(line) for line in lines]
 
@@ -60,7 +60,7 @@ def render(certificate: Certificate) -> list[str]:
         lines += [f"  {line}" for line in _columns(rows)]
         lines += _more(len(certificate.changes), "tensors")
     if certificate.checks:
-        lines.append(_worst(certificate.checks))
+        lines += _measured(certificate.checks)
         lines += [f"  {line}" for line in _columns([_HEADINGS, *map(_check, certificate.checks)])]
     lines += [f"warning: {warning}" for warning in certificate.warnings]
     if certificate.machine:
@@ -87,6 +87,19 @@ def _check(check: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+_ANSWERS = ("dequantized", "original")
+"""The two answers to a quantized base, each with checks of its own (`merge.answers`)."""
+
+
+def _measured(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for all checks, or one for each answer."""
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for check in checks:
+        answer = str(check.get("name", "")).partition(": ")[0]
+        parts.setdefault(answer if answer in _ANSWERS else "", []).append(check)
+    return [f"measured{f' ({answer})' if answer else ''}: {_worst(some)}" for answer, some in parts.items()]
+
+
 def _worst(checks: Sequence[Mapping[str, Any]]) -> str:
     """The largest difference of all checks, and how many tokens agree, in one sentence."""
     measured = [check for check in checks if check.get("scale") and not check.get("tokens")]
@@ -105,7 +118,7 @@ def _worst(checks: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"{equal} of {tokens} greedy tokens agree")
     failed = [str(check.get("name")) for check in checks if check.get("holds") is False]
     parts += [f"beyond the tolerance: {', '.join(failed)}"] if failed else []
-    return f"measured: {', '.join(parts) or _all_hold(checks)}"
+    return ", ".join(parts) or _all_hold(checks)
 
 
 def _all_hold(checks: Sequence[Mapping[str, Any]]) -> str:
