@@ -140,6 +140,23 @@ def test_whole_models_are_merged_by_a_mergekit_file(yard: Yard, pair: Path) -> N
     assert all((tensor == new[name]).all() for name, tensor in old.items())
 
 
+def test_an_export_is_a_version(yard: Yard) -> None:
+    """What another engine reads is committed as `exported`, with its edge and what was measured of it."""
+    code, made, _ = yard("export", "team/base", "--format", "gguf", "--type", "F32", "--to", "team/gguf")
+    assert (code, made["kind"], made["certificate"]["operation"]) == (0, "exported", "export")
+    assert [entry["path"] for entry in yard("show", "team/gguf")[1]["files"]] == ["model.gguf"]
+    assert [edge["type"] for edge in yard("show", "team/gguf")[1]["lineage"]] == ["exported"]
+    assert made["certificate"]["checks"]
+
+
+def test_what_is_not_offered_says_why(yard: Yard) -> None:
+    """A way of quantizing that is slower, larger and worse than another is refused with that reason."""
+    code, _, error = yard("quantize", "team/base", "--method", "torchao-int4", "--to", "team/int4")
+    assert code == 2
+    assert "slower and larger" in error["message"]
+    assert yard("ls", "team/int4")[0] == 5
+
+
 def test_a_folder_shows_its_certificate(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
     """`yard show ./FOLDER` prints how the folder was made; one without a certificate says what to type instead."""
     assert yard("convert", "./model", "--to", "./half", "--dtype", "bfloat16")[0] == 0
