@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from modelyard.errors import BusyError, InputError, ModelError, NotFoundError, RefError
+from modelyard.errors import BusyError, InputError, ModelError, NotFoundError, RefError, YardError
 from modelyard.registry import transforms
 from modelyard.registry.merging import Bench as Workbench
 from modelyard.registry.rebuild import rebuild
@@ -195,3 +195,78 @@ def test_without_a_yard_there_are_folders_only(tmp_path: Path) -> None:
         bench._find("team/model")
     with pytest.raises(NotFoundError, match="no folder or file"):
         bench._find(tmp_path / "nowhere")
+
+
+def test_changed_files_are_other_work(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done and not committed is not taken for the result when a file of the source folder changed since."""
+    folder = tmp_path / "source"
+    write(folder, 1.0)
+    context = bench.yard._context
+
+    def run() -> Transformed:
+        source = transforms.find(context, str(folder), bench.yard.fetch)
+        value = float(load_file(folder / "model.safetensors")["weight"][0, 0]) * 2
+        return transform(
+            context, "double", [source], "team/doubled", lambda out: write(out, value), options={}, kind=None, edges=[]
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(transforms, "commit", _refuse)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    save_file({"weight": np.full((3, 4), 5, np.float32)}, folder / "model.safetensors")
+    made = run().version
+    assert made is not None
+    assert load_file(bench.yard.path(made, "model.safetensors"))["weight"][0, 0] == 10
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("to", "branch"), [("team/new@v1", "main"), ("team/new", "bad branch"), ("A B", "main")])
+def test_a_target_that_no_commit_takes_is_refused_before_the_work(bench: Bench, to: str, branch: str) -> None:
+    """A name that the commit would refuse after hours of work is refused before its first byte."""
+    bench.model()
+    started: list[Path] = []
+
+    def work(out: Path) -> Certificate:
+        started.append(out)
+        return write(out)
+
+    with pytest.raises(YardError):
+        doubled(bench, to, work, branch=branch)
+    assert started == []
+
+
+def test_a_target_inside_its_source_is_refused(tmp_path: Path) -> None:
+    """A folder below the source would be read as a part of it by the next run; nothing is written there."""
+    folder = tmp_path / "source"
+    write(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        Workbench(lambda *_, **__: tmp_path).convert(folder, folder / "deep" / "down", dtype="float16")
+    assert caught.value.code == "target_in_source"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_work_that_fails_leaves_no_folder_in_the_yard(bench: Bench) -> None:
+    """An error of the work would come again, so nothing of it is kept for a next run."""
+    bench.model()
+
+    def work(out: Path) -> Certificate:
+        raise ModelError(f"no `{out.name}` of this")
+
+    with pytest.raises(ModelError):
+        doubled(bench, "team/doubled", work)
+    links = bench.yard._context.links
+    assert links is not None
+    assert not list((links.parent / "runs" / "scratch").iterdir())
+
+
+def test_an_option_that_combine_lacks_is_named(tmp_path: Path) -> None:
+    """A misspelt setting is an error that lists the settings, not a fault of the program."""
+    with pytest.raises(InputError) as caught:
+        Workbench(lambda *_, **__: tmp_path).combine([tmp_path], tmp_path / "out", densty=0.5)
+    assert "densty" in str(caught.value)
+    assert "density" in str(caught.value.hint)

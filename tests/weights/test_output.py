@@ -100,3 +100,14 @@ def test_package_offers_what_it_says() -> None:
     assert all(getattr(weights, name) is not None for name in weights.__all__)
     with pytest.raises(AttributeError):
         weights.no_such_name  # noqa: B018
+
+
+def test_a_target_that_no_rename_replaces_is_a_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` (though empty) and a path below a file are told as what they are, and nothing is written."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), Path(".."), tmp_path / "file" / "out"):
+        with pytest.raises(ConflictError):
+            fail(out, ValueError("not reached"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "here"]

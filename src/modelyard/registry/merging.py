@@ -32,6 +32,9 @@ else:
 __all__ = ["Bench", "Merging"]
 
 
+_COMBINE_OPTIONS = frozenset({"density", "seed", "t", "saved"})
+
+
 class Merging(Transformation):
     """What `Yard` inherits to make one version from several; not used alone."""
 
@@ -188,6 +191,12 @@ class Merging(Transformation):
         """
         from modelyard.weights.merge import combination
 
+        if unknown := sorted(set(options) - _COMBINE_OPTIONS):
+            raise InputError(
+                f"`combine` has no option `{unknown[0]}`",
+                code="bad_option",
+                hint=f"known: {', '.join(sorted(_COMBINE_OPTIONS))}",
+            )
         found = [self._find(each) for each in adapters]
         on = self._find(base) if base is not None else self._common_base(found)
         edges: Edges = [("merged", each) for each in found]

@@ -7,15 +7,12 @@ takes versions, references, folders and hub ids alike, and writes to a repo or t
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import blake3
 
 from modelyard.errors import InputError, ModelError, NotFoundError, RefError, RequestError
 from modelyard.registry import certificates
@@ -24,7 +21,9 @@ from modelyard.registry.contents import StoredFiles
 from modelyard.registry.leases import lease
 from modelyard.registry.locks import hold
 from modelyard.registry.model import Version
+from modelyard.registry.names import check_metadata, check_ref_name
 from modelyard.registry.recency import note_use
+from modelyard.registry.reference import repo_of
 from modelyard.registry.resolve import resolve
 from modelyard.weights.sources import source_form
 
@@ -179,10 +178,14 @@ def transform(
             note_use(context, versions)
         if source_form(to) == "path":
             out = _path(to)
+            _check_apart(out, operands)
             return Transformed(work(out), None, out, sources)
         if source_form(to) == "hub":
             raise InputError(f"`{to}` is a hub's model", hint="write to a repo of the yard, or to ./FOLDER")
         yard = _yard(context, str(to))
+        repo_of(str(to), None)  # what the commit would refuse is refused before hours of work
+        check_ref_name(branch)
+        check_metadata(metadata or {}, message)
         key = _key(operation, str(to), operands, options)
         out = stack.enter_context(_workplace(yard, operation, key))
         certificate = _resumed(out) or work(out)
@@ -210,10 +213,25 @@ _CERTIFICATE = "certificate.json"
 
 
 def _key(operation: str, to: str, operands: Sequence[Operand], options: Mapping[str, Any]) -> str:
-    """Names the work's folder: the same command again finds what an interrupted one left."""
-    of = [str(operand.version.id) if operand.version is not None else str(operand.path) for operand in operands]
-    plain = json.dumps([operation, to, of, dict(options)], sort_keys=True, default=str)
-    return blake3.blake3(plain.encode()).hexdigest()[:40]
+    """Names the work's folder: the same command on the same files finds what an interrupted one left."""
+    from modelyard.weights.output import key_of
+
+    labels = [str(operand.version.id) if operand.version else str(operand.path) for operand in operands]
+    asked = {"to": to, "of": labels, "options": dict(options)}
+    return key_of(operation, asked, *(operand.files() for operand in operands))[:40]
+
+
+def _check_apart(out: Path, operands: Sequence[Operand]) -> None:
+    """A folder inside a source would become part of what is read."""
+    place = out.expanduser().resolve()
+    for operand in operands:
+        source = operand.path.resolve() if operand.path is not None else None
+        if source is not None and source in place.parents:
+            raise InputError(
+                f"`{out}` is inside `{operand.label}`, which it would be made from",
+                code="target_in_source",
+                hint="give a folder beside it",
+            )
 
 
 @contextmanager
@@ -227,7 +245,14 @@ def _workplace(context: Context, operation: str, key: str) -> Iterator[Path]:
     with hold(runs / "locks" / f"{label}.lock", f"this very {operation}"):
         scratch_folder = runs / "scratch" / label
         scratch_folder.mkdir(parents=True, exist_ok=True)
-        yield scratch_folder / "model"
+        try:
+            yield scratch_folder / "model"
+        except Exception:
+            if not (
+                scratch_folder / "model"
+            ).exists():  # an error of the work, which would come again: nothing to go on with
+                shutil.rmtree(scratch_folder, ignore_errors=True)
+            raise
         shutil.rmtree(scratch_folder, ignore_errors=True)
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Work",
     "copy_file",
     "digest_of",
+    "format_json",
     "fresh_folder",
     "hash_file",
     "key_of",
@@ -58,7 +59,7 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         NoSpaceError: The disk filled up; nothing is left behind.
     """
     _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(out)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         with _typed_full_disk(out):
@@ -131,7 +132,7 @@ def resumable_folder(out: Path, key: str) -> Iterator[Work]:
         NoSpaceError: The disk filled up; nothing is left behind.
     """
     _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(out)
     folder = out.parent / f".{out.name}.{key[:_KEY_DIGITS]}.partial"
     with _held(folder, out), _typed_full_disk(out):
         try:
@@ -222,6 +223,11 @@ class HashingWriter:
         self._syncing = self._syncer.submit(os.fsync, self._stream.fileno())
 
 
+def format_json(value: Mapping[str, Any]) -> bytes:
+    """JSON as the libraries write a model's files: two spaces, a line break at the end, names as they are."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write_file(path: Path, data: bytes) -> Digest:
     """Write a small file durably and return its digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,8 +269,19 @@ def _identity(source: Files, name: str) -> list[Any]:
 
 
 def _refuse_existing(out: Path) -> None:
+    if out.name in {"", ".."}:  # `.` and `/` too: what is there cannot be replaced by a rename
+        raise ConflictError(f"`{out}` exists already", code="exists", hint="give a folder that does not exist yet")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise ConflictError(f"`{out}` exists already", code="exists", hint="give a folder that does not exist yet")
+
+
+def _make_parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConflictError(
+            f"`{out}` cannot be made: a part of its path is a file", code="exists", hint="give a folder in a folder"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -272,6 +289,11 @@ def _typed_full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise NoSpaceError(
+                f"`{out}`: a file of it is larger than this file system or this process may write",
+                hint="ask for smaller ones (--shard-size 2GB), or raise the limit (ulimit -f)",
+            ) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise NoSpaceError(f"no space left to write `{out}`", hint="free some space and run it again") from error
         raise
