@@ -31,7 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": FOUNDATION,
 }
 TOP = {"app", "cli", "__init__"}
-HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "pandas", "scipy"}
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "pandas", "scipy"} | {
+    *(
+        "onnx",
+        "onnxruntime",
+        "onnxruntime_genai",
+        "onnxscript",
+        "openvino",
+        "gguf",
+        "torchao",
+        "bitsandbytes",
+        "llama_cpp",
+    ),
+}
 
 
 def modules() -> list[tuple[str, Path]]:

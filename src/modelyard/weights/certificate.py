@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from modelyard.errors import ModelError
 from modelyard.weights.files import show_name
 from modelyard.weights.output import write_file
+from modelyard.weights.pipeline import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,12 +137,11 @@ def describe_machine(*libraries: str, threads: int | None = None) -> dict[str, A
         libraries: Distribution names beside numpy: `torch`, `peft`, ...
         threads: Compute threads; None is every core that this process may use.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "threads": threads or cores,
+        "threads": threads or usable_cores(),
         "libraries": {name: version for name in ("numpy", *libraries) if (version := _version(name))},
     }
 

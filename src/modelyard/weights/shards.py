@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import InputError, InternalError
 from modelyard.weights.headers import BITS
-from modelyard.weights.output import HashingWriter, write_file
+from modelyard.weights.output import HashingWriter, format_json, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -163,7 +163,7 @@ def write_index(
     total = sum(spec.size for specs in plan.values() for spec in specs)
     weight_map = {spec.name: file for file, specs in plan.items() for spec in specs}
     index = {"metadata": dict(metadata or {}) | {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return write_file(folder / name, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
+    return write_file(folder / name, format_json(index))
 
 
 def index_name(plan: Iterable[str]) -> str | None:

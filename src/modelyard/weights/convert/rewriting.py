@@ -16,7 +16,6 @@ by block; digests are computed while bytes pass. Runs no model.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,7 +33,7 @@ from modelyard.weights.convert.layouts import PREFIXES
 from modelyard.weights.convert.planning import DTYPES, Asked, RewritePlan, TensorPlan, make_plan
 from modelyard.weights.convert.streaming import Block, Lane, Piece, cut
 from modelyard.weights.files import FolderFiles
-from modelyard.weights.output import Digested, copy_file, digest_of, key_of, resumable_folder, write_file
+from modelyard.weights.output import Digested, copy_file, digest_of, format_json, key_of, resumable_folder, write_file
 from modelyard.weights.shards import ShardWriter, TensorSpec, index_name, write_index
 from modelyard.weights.untrained import KEY, Untrained, find_untrained, make_mark
 
@@ -241,7 +240,7 @@ def _write_rest(plan: RewritePlan, folder: Path, asked: Asked) -> dict[str, str]
     for name in files.names():
         if name == "config.json":
             config = _remark(plan, folder, _retype(read_json(files, name), _dtype_of(plan, asked)))
-            outputs[name] = str(write_file(folder / name, _json(config)))
+            outputs[name] = str(write_file(folder / name, format_json(config)))
         elif is_carried(name) or name == "adapter_config.json" or name in parts:
             outputs[name] = str(copy_file(files, name, folder))
     return outputs
@@ -308,7 +307,3 @@ def _certify(
         "convert", " + ".join(method) or "copy", asked.to_dict(), EVERYWHERE, inputs, outputs, matched, changes,
         warnings=warnings,
     )  # fmt: skip
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

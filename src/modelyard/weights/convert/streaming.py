@@ -5,9 +5,8 @@ Knows blocks and dtypes; neither which tensors a model has nor where the result 
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from modelyard.derivations import STORAGE, Workspace, apply_cast
 from modelyard.derivations.cast import cast_block
 from modelyard.errors import InputError, ModelError
 from modelyard.weights.files import show_name
+from modelyard.weights.pipeline import Buffers, run_ahead, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,10 +79,10 @@ class Lane:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or _usable_cores()
+        self.threads = threads or usable_cores()
         self._executor = ThreadPoolExecutor(self.threads)
         self._desks = [_Desk() for _ in range(self.threads)]
-        self._buffers: list[NDArray[np.uint8]] = []  # `append` and `pop` of a list are atomic
+        self._buffers = Buffers(least=2 * _PIECE)
 
     def __enter__(self) -> Lane:
         return self
@@ -96,50 +96,30 @@ class Lane:
         Raises:
             ModelError: `nan_result`, `infinite_result` or `flush_to_zero`, naming the tensor; `truncated`.
         """
-        running: deque[Future[Block]] = deque()
-        try:
-            for piece in pieces:
-                running.append(self._executor.submit(self._compute, piece))
-                if len(running) > self.threads:
-                    yield from self._next(running)
-            while running:
-                yield from self._next(running)
-        finally:
-            # After an error, nobody may still be reading when a file is closed.
-            wait([future for future in running if not future.cancel()])
-
-    def _next(self, running: deque[Future[Block]]) -> Iterator[Block]:
-        block = running.popleft().result()
-        yield block
-        if not isinstance(block.piece.source, np.ndarray):
-            self._give(block.before)
-        if block.after is not block.before:
-            self._give(block.after)
+        with closing(run_ahead(self._executor, self._compute, pieces, self.threads + 1)) as blocks:
+            for block in blocks:
+                yield block
+                if not isinstance(block.piece.source, np.ndarray):
+                    self._buffers.give(block.before)
+                if block.after is not block.before:
+                    self._buffers.give(block.after)
 
     def _compute(self, piece: Piece) -> Block:
         if isinstance(piece.source, np.ndarray):
             before = piece.source[piece.start : piece.start + piece.size]
         else:
-            before = self._take(piece.size)
+            before = self._buffers.take(piece.size)
             piece.source.read_into(before.data, piece.start)
         if piece.before == piece.after:
             return Block(piece, before, before)
         kinds = STORAGE[piece.before], STORAGE[piece.after]
-        after = self._take(piece.size // kinds[0].itemsize * kinds[1].itemsize)
+        after = self._buffers.take(piece.size // kinds[0].itemsize * kinds[1].itemsize)
         desk = self._desks.pop()
         try:
             desk.cast(piece, before.view(kinds[0]), after.view(kinds[1]))
         finally:
             self._desks.append(desk)
         return Block(piece, before, after)
-
-    def _take(self, size: int) -> NDArray[np.uint8]:
-        """A buffer of `size` bytes, its content undefined."""
-        buffer = self._buffers.pop() if self._buffers else np.empty(max(size, 2 * _PIECE), np.uint8)
-        return buffer[:size] if buffer.size >= size else np.empty(size, np.uint8)
-
-    def _give(self, part: NDArray[np.uint8]) -> None:
-        self._buffers.append(part if part.base is None else part.base)
 
 
 class _Desk:
@@ -189,7 +169,3 @@ def _table(before: str, after: str) -> Array:
     made = np.full(patterns.size, _EXPONENT[after], kind)
     made[finite] = apply_cast(patterns[finite].view(STORAGE[before]), before, after).view(kind)
     return made
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ from modelyard.weights.doctor.shards import SHARD, examine_set
 from modelyard.weights.doctor.templates import answer_end, find_templates, render_template
 from modelyard.weights.doctor.vocabulary import end_ids, read_vocabulary
 from modelyard.weights.files import FolderFiles, show_name
-from modelyard.weights.output import HashingWriter, copy_file, fresh_folder, write_file
+from modelyard.weights.output import HashingWriter, copy_file, format_json, fresh_folder, write_file
 from modelyard.weights.untrained import KEY, Untrained, digest_tensors, mark
 
 if TYPE_CHECKING:
@@ -318,10 +318,10 @@ def _write_template(folder: Path, text: str, made: Mended) -> None:
         if isinstance(held, dict) and held.pop("chat_template", None) is not None:
             target.unlink()
             if held:
-                write_file(target, (json.dumps(held, indent=2, ensure_ascii=False) + "\n").encode())
+                write_file(target, format_json(held))
     made.applied.append("chat_template.jinja is the base's")
 
 
 def _write_json(folder: Path, name: str, value: dict[str, Any]) -> None:
     (folder / name).unlink(missing_ok=True)
-    write_file(folder / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / name, format_json(value))

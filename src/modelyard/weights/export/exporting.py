@@ -26,6 +26,7 @@ from modelyard.weights.export.steps import Job
 from modelyard.weights.files import Files, FolderFiles
 from modelyard.weights.output import Digested, Work, copy_file, hash_file, key_of, resumable_folder, write_file
 from modelyard.weights.parity import Check, failing
+from modelyard.weights.pipeline import usable_cores
 from modelyard.weights.untrained import KEY, find_untrained, make_export_mark
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def export(
     held = default_tolerance(chosen) if tolerance is None else tolerance
     check_loadable(files)
     asked = {"format": format, "type": chosen, "task": task}
-    count = threads or _cores()
+    count = threads or usable_cores()
     with (
         resumable_folder(out, key_of("export", asked | _versions(), files)) as work,
         _as_folder(files, out.parent) as folder,
@@ -240,10 +241,6 @@ def _weights_size(files: Files) -> int:
 def _versions() -> dict[str, Any]:
     """A graph is what these libraries made of the model: another version's is not gone on with."""
     return {"libraries": describe_machine(*_LIBRARIES)["libraries"]}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sync(path: Path) -> None:

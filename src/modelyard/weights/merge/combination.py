@@ -8,7 +8,6 @@ Knows adapters, and of a base only the weights that a DoRA was trained on.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from modelyard.weights.merge.blending import Blend, blend_dense, blend_products
 from modelyard.weights.merge.delta import Adapter, Delta, key_names, read_adapter
 from modelyard.weights.merge.lowrank import Factors, factorize, shorten
 from modelyard.weights.merge.plan.keys import PREFIX
-from modelyard.weights.output import copy_file, fresh_folder, hash_file, write_file
+from modelyard.weights.output import copy_file, format_json, fresh_folder, hash_file, write_file
 from modelyard.weights.shards import ShardWriter, TensorSpec
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ class _Combination:
                 made.changes.append({"tensor": name, "operation": "linear/1", "replaced": True})
         made.outputs["adapter_model.safetensors"] = str(writer.digest())
         config = _configuration(self.adapters[0], self.modules, whole)
-        text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        text = format_json(config)
         made.outputs["adapter_config.json"] = str(write_file(folder / "adapter_config.json", text))
         made.matched = {"modules": len(self.modules), "adapters": len(self.adapters), "averaged": len(whole)}
         cut = [change["error"] for change in made.changes if change.get("error")]

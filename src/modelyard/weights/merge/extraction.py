@@ -8,7 +8,6 @@ names; runs no model, but builds the base's class without memory to know which o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from modelyard.weights.filenames import TEMPLATE_FILES, TOKENIZER_PARTS
 from modelyard.weights.files import Files, show_name
 from modelyard.weights.merge.lowrank import factorize, frobenius
 from modelyard.weights.merge.plan.keys import PREFIX
-from modelyard.weights.output import Work, copy_file, hash_file, key_of, resumable_folder, write_file
+from modelyard.weights.output import Work, copy_file, format_json, hash_file, key_of, resumable_folder, write_file
 from modelyard.weights.shards import ShardWriter, TensorSpec
 from modelyard.weights.values import read_blocks
 
@@ -284,7 +283,7 @@ class _Extraction:
         made.outputs["adapter_model.safetensors"] = str(writer.digest())
         config = _configuration(self.pair, list(self.layers.values()), notes, self.rank, self._saved_modules())
         config["ensure_weight_tying"] = self.tied
-        text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        text = format_json(config)
         made.outputs["adapter_config.json"] = str(write_file(work.folder / "adapter_config.json", text))
 
     def _saved_modules(self) -> list[str]:

@@ -25,7 +25,7 @@ from modelyard.weights.merge.quantized import (
     plain_config,
     quantization_of,
 )
-from modelyard.weights.output import copy_file, hash_file, key_of, resumable_folder, write_file
+from modelyard.weights.output import copy_file, format_json, hash_file, key_of, resumable_folder, write_file
 from modelyard.weights.shards import TensorSpec, write_index
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> bytes:
         for part in parts:
             place = place[part]
         place[last] = value
-    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+    return format_json(made)
 
 
 def _check(made: Certificate, asked: _Request, work: Work) -> None:

@@ -7,11 +7,9 @@ was interrupted goes on with the file after the last finished one. The arithmeti
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelyard.derivations.dare import dare_key
 from modelyard.errors import InputError
@@ -23,7 +21,8 @@ from modelyard.weights.files import Files, FolderFiles
 from modelyard.weights.merge.mixing import BLOCK_ELEMENTS, Mixer
 from modelyard.weights.merge.pairing import Mix, check_numbers, describe_differences, merged_config, pair_tensors
 from modelyard.weights.merge.settings import METHODS, MergeConfig, MergeInput, Slice
-from modelyard.weights.output import Work, copy_file, hash_file, key_of, resumable_folder, write_file
+from modelyard.weights.output import Work, copy_file, format_json, hash_file, key_of, resumable_folder, write_file
+from modelyard.weights.pipeline import usable_cores
 from modelyard.weights.shards import ShardWriter, TensorSpec, plan_shards, write_index
 from modelyard.weights.untrained import KEY
 
@@ -90,7 +89,7 @@ def merge_models(
             models, method, base, weights=weights, density=density, parameters=parameters, dtype=dtype
         )
     dare_key(seed, "")
-    return _Merge(config, files, seed).write(out, shard_size, threads or _usable_cores(), block_elements, progress)
+    return _Merge(config, files, seed).write(out, shard_size, threads or usable_cores(), block_elements, progress)
 
 
 class _Merge:
@@ -181,13 +180,13 @@ class _Merge:
         template = self._template()
         for name, source in carried.items():
             if name == "config.json":
-                made.outputs[name] = str(write_file(folder / name, _json(config)))
+                made.outputs[name] = str(write_file(folder / name, format_json(config)))
             elif template is not None and name == "chat_template.jinja":
                 continue
             elif template is not None and name == "tokenizer_config.json":
                 plain = read_json(source, name)
                 plain.pop("chat_template", None)
-                made.outputs[name] = str(write_file(folder / name, _json(plain)))
+                made.outputs[name] = str(write_file(folder / name, format_json(plain)))
             else:
                 made.outputs[name] = str(copy_file(source, name, folder))
         if template is not None:
@@ -289,11 +288,3 @@ def _chat_template(files: Files) -> str | None:
         return files.read("chat_template.jinja", 1 << 20).decode("utf-8", "replace").strip()
     found = read_json(files, "tokenizer_config.json").get("chat_template") if "tokenizer_config.json" in names else None
     return found.strip() if isinstance(found, str) else None
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,8 @@ from modelyard.weights.files import show_name
 from modelyard.weights.merge.formulas import Scratch, apply_sites
 from modelyard.weights.merge.names import is_head, is_input_embedding
 from modelyard.weights.merge.starts import repeat_start
-from modelyard.weights.merge.whole import Buffers, Job, SourceShard, write_shard
+from modelyard.weights.merge.whole import Job, SourceShard, write_shard
+from modelyard.weights.pipeline import Buffers
 from modelyard.weights.shards import TensorSpec
 
 if TYPE_CHECKING:

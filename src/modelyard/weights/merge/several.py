@@ -7,7 +7,6 @@ the last finished one. Knows files and tensors; runs no model.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from modelyard.weights.merge.delta import Adapter, Delta, read_adapter
 from modelyard.weights.merge.mixing import check_finite
 from modelyard.weights.merge.plan import plan_adapter
 from modelyard.weights.output import Work, copy_file, hash_file, key_of, resumable_folder
+from modelyard.weights.pipeline import usable_cores
 from modelyard.weights.shards import ShardWriter, TensorSpec
 from modelyard.weights.values import read_blocks
 
@@ -82,7 +82,7 @@ def merge_adapters(
     check_weights(base)
     checkpoint, read = open_checkpoint(base), [read_adapter(files) for files in adapters]
     check_bases(read, same_base)
-    work = _Several(checkpoint, read, blend, threads or _usable_cores(), progress)
+    work = _Several(checkpoint, read, blend, threads or usable_cores(), progress)
     with resumable_folder(
         out, key_of("merge-adapters", blend.to_dict() | {"method": method}, base, *adapters)
     ) as folder:
@@ -247,7 +247,3 @@ def _is_part(site: Site) -> bool:
 
 def _refuse(adapter: Adapter, code: str, what: str, hint: str | None = None) -> None:
     raise ModelError(f"`{adapter.label}` cannot be merged with others: {what}", code=code, hint=hint)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,57 +6,28 @@ thread, since how many threads a library uses may belong to the thread that call
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import blake3
-import numpy as np
 
 from modelyard.errors import ModelError
+from modelyard.weights.pipeline import run_ahead
 from modelyard.weights.shards import ShardWriter, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from modelyard.digest import Digest
     from modelyard.weights.checkpoint import Checkpoint, Shard
+    from modelyard.weights.pipeline import Buffers, Bytes
 
-    Bytes = NDArray[np.uint8]
-
-__all__ = ["Buffers", "Job", "SourceShard", "write_shard"]
+__all__ = ["Job", "SourceShard", "write_shard"]
 
 _PIECE = 4 << 20
-
-
-class Buffers:
-    """Memory that is used again: a large block costs more to get from the system, page by page, than to fill.
-
-    Lists serve as pools: `append` and `pop` are atomic.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[Bytes] = []
-
-    def take(self, size: int) -> Bytes:
-        """A buffer of exactly `size` bytes, its content undefined."""
-        for number in range(len(self._free)):
-            if self._free[number].size >= size:
-                return self._free.pop(number)[:size]
-        if self._free:
-            self._free.pop()  # too small: let it go, so that there are never more than are in use at once
-        return np.empty(size, np.uint8)
-
-    def give(self, *buffers: Bytes) -> None:
-        """Put buffers back; memory that is a library's own is let go."""
-        for buffer in buffers:
-            owner = buffer if buffer.base is None else buffer.base
-            if isinstance(owner, np.ndarray):
-                self._free.append(owner)
 
 
 @dataclass(frozen=True)
@@ -171,21 +142,10 @@ def write_shard(
 def _read_ahead(jobs: Iterable[Job], reads: ThreadPoolExecutor, buffers: Buffers) -> Iterator[tuple[Job, Bytes]]:
     """The jobs with what they read, the next one being read meanwhile."""
 
-    def read(job: Job) -> Bytes:
+    def read(job: Job) -> tuple[Job, Bytes]:
         buffer = buffers.take(job.size)
         job.read(buffer)
-        return buffer
+        return job, buffer
 
-    waiting: deque[tuple[Job, Future[Bytes]]] = deque()
-    try:
-        for job in jobs:
-            waiting.append((job, reads.submit(read, job)))
-            if len(waiting) > 1:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
+    with closing(run_ahead(reads, read, jobs, 2)) as done:
+        yield from done

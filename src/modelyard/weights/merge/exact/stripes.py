@@ -5,9 +5,8 @@ Memory is a fixed number of buffers, whatever the model's size. Knows rows and o
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 from modelyard.derivations import STORAGE, Workspace
 from modelyard.errors import InputError, ModelError
 from modelyard.weights.files import show_name
+from modelyard.weights.pipeline import Buffers, run_ahead, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from modelyard.weights.checkpoint import Shard
     from modelyard.weights.merge.exact.operations import Operation
+    from modelyard.weights.pipeline import Bytes
 
-    Bytes = NDArray[np.uint8]
-
-__all__ = ["Done", "Pool", "Stripe", "usable_cores"]
+__all__ = ["Done", "Pool", "Stripe"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Done:
 
 
 class Pool:
-    """Threads and the memory they use again and again. Lists serve as pools: `append` and `pop` are atomic.
+    """Threads and the memory they use again and again. A list serves as a pool: `append` and `pop` are atomic.
 
     Args:
         threads: How many; None is every core that this process may use.
@@ -78,7 +77,7 @@ class Pool:
         self._executor = ThreadPoolExecutor(count)
         self._depth = count + 1  # stripes under way: one for each thread and one being written
         self._workspaces = [Workspace(block_elements) for _ in range(count)]
-        self._buffers: list[Bytes] = []
+        self._buffers = Buffers()
 
     def __enter__(self) -> Pool:
         return self
@@ -88,35 +87,23 @@ class Pool:
 
     def run(self, stripes: Iterable[Stripe]) -> Iterator[Done]:
         """The stripes computed, in their order. A result's buffers are taken back when the next one is asked for."""
-        running: deque[Future[Done]] = deque()
-        try:
-            for stripe in stripes:
-                running.append(self._executor.submit(self._compute, stripe))
-                while len(running) >= self._depth:
-                    yield from self._next(running)
-            while running:
-                yield from self._next(running)
-        finally:
-            # After an error, nobody may still be reading when the file is closed.
-            wait([future for future in running if not future.cancel()])
-
-    def _next(self, running: deque[Future[Done]]) -> Iterator[Done]:
-        done = running.popleft().result()
-        yield done
-        self._give(done.before)
-        if done.after is not done.before:
-            self._give(done.after)
+        with closing(run_ahead(self._executor, self._compute, stripes, self._depth)) as results:
+            for done in results:
+                yield done
+                self._buffers.give(done.before)
+                if done.after is not done.before:
+                    self._buffers.give(done.after)
 
     def _compute(self, stripe: Stripe) -> Done:
         """One thread's part: read rows, compute them, count what changed."""
-        before = self._take(stripe.size)
+        before = self._buffers.take(stripe.size)
         if stripe.shard is None:
             before.fill(0)
         else:
             stripe.shard.read_into(before.data, stripe.start)
         if not stripe.operations:
             return Done(stripe, before, before)
-        after = self._take(stripe.size)
+        after = self._buffers.take(stripe.size)
         kept = STORAGE[stripe.dtype]
         workspace = self._workspaces.pop()
         try:
@@ -130,15 +117,6 @@ class Pool:
         bits = np.dtype(f"<u{kept.itemsize}")
         changed = int(np.count_nonzero(before.view(bits) != after.view(bits)))
         return Done(stripe, before, after, changed, infinite)
-
-    def _take(self, size: int) -> Bytes:
-        """A buffer of exactly `size` bytes, its content undefined."""
-        buffer = self._buffers.pop() if self._buffers else np.empty(size, np.uint8)
-        return buffer[:size] if buffer.size >= size else np.empty(size, np.uint8)
-
-    def _give(self, part: Bytes) -> None:
-        """Put a buffer back."""
-        self._buffers.append(part if part.base is None else part.base)
 
 
 def _apply(stripe: Stripe, before: NDArray[np.generic], after: NDArray[np.generic], workspace: Workspace) -> bool:
@@ -154,8 +132,3 @@ def _apply(stripe: Stripe, before: NDArray[np.generic], after: NDArray[np.generi
         rows = after[start - here.start : stop - here.start]
         infinite |= operation.apply(rows, rows, start, workspace)
     return infinite
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
