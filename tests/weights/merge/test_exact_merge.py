@@ -188,7 +188,7 @@ def test_pattern_matches_whole_names_only(tmp_path: Path) -> None:
     assert made.matched["merged"] == 2
 
 
-@pytest.mark.parametrize("pattern", ["(a*)*b", "(", "a" * 300, ".*.*.*.*x"])
+@pytest.mark.parametrize("pattern", ["(a*)*b", "(", "a" * 300, ".*.*.*.*x", "(|.)(|..)" * 12])
 def test_pattern_that_may_run_away_is_refused(tmp_path: Path, pattern: str) -> None:
     """A regular expression with nested repetition, too long, or broken is refused and not evaluated."""
     assert refusal(tmp_path, adapter={"rank_pattern": {pattern: 1}}).code == "bad_adapter"
@@ -293,6 +293,8 @@ def test_unsupported_tensors_are_named(tmp_path: Path, tensors: dict[str, Any], 
         ({"r": "2"}, "bad_adapter"),
         ({"r": 3}, "rank_mismatch"),
         ({"lora_alpha": 1e300}, "bad_alpha"),
+        ({"lora_alpha": 10**400}, "bad_adapter"),
+        ({"use_dora": True}, "bad_adapter"),
     ],
 )
 def test_unsupported_options_are_refused(tmp_path: Path, config: dict[str, Any], code: str) -> None:

@@ -275,7 +275,8 @@ def describe_change(spec: TensorSpec, sites: Sequence[Site], changed: int) -> di
 def _refuse_tied(plan: Plan, adapter: Checkpoint) -> None:
     """PEFT adds a change of one side, or the one change of both sides twice, to the tensor that both sides share."""
     changed = [name for name, sites in plan.sites.items() if any(site.low_rank for site in sites)]
-    sides = [name for name in changed if is_head(name) or is_input_embedding(name)]
+    parts = plan.added.keys() | {added.source for added in plan.added.values()}
+    sides = [name for name in changed if is_head(name) or is_input_embedding(name) or name in parts]
     modules = {f"{key.partition('.lora_')[0]}.weight" for key in adapter.home if ".lora_" in key}
     both = any(is_head(name) for name in modules) and any(is_input_embedding(name) for name in modules)
     parted = any(name.endswith("tie_word_embeddings") and value is False for name, value in plan.config.items())

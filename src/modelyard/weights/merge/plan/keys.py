@@ -99,6 +99,9 @@ def sort_keys(keys: Iterable[str], options: Options) -> Keys:
         if len(sides) != 2:
             what = f"lora_{min(sides)} only" if sides else f"{', '.join(factors.roles)} and no factors"
             refuse(options.label, "bad_adapter", f"`{show_name(factors.module)}` has {what}")
+        if options.values.get("use_dora") and "magnitude" not in factors.roles:
+            what = f"`use_dora` is set and `{show_name(factors.module)}` has no magnitude, without which it is another function"
+            refuse(options.label, "bad_adapter", what)
         made.factors.append(factors)
     if not made.factors and not made.whole and not made.tokens:
         refuse(options.label, "no_match", "it holds no tensor that changes a weight")

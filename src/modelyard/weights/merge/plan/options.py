@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modelyard.derivations import lora_scale
@@ -50,6 +51,11 @@ _NEUTRAL = frozenset({
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "velora_config",
 })  # fmt: skip
 _PATTERN = re.compile(r"[\w.^$\\|()\[\]*+?-]{1,200}")
+_WAYS = 1 << 23
+_MOST = 1 << 53
+_TRAINED_ON = "merge into the base it was trained on, which `yard show ADAPTER` names where it is known"
+_COPY_AGAIN = "get the adapter again, or save it again where it was trained: `model.save_pretrained(OUT)`"
+_HINTS = {"bad_shape": _TRAINED_ON, "rank_mismatch": _COPY_AGAIN, "bad_adapter": _COPY_AGAIN, "bad_rank": _COPY_AGAIN}
 _HEADS = {"SEQ_CLS": ["classifier", "score"], "TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}
 
 
@@ -89,6 +95,8 @@ class Options:
         alpha = self._pattern_value("alpha_pattern", module, self.values.get("lora_alpha"))
         if type(rank) is not int or type(alpha) not in {int, float}:
             refuse(self.label, "bad_adapter", f"`{show_name(module)}` has the rank {rank!r} and alpha {alpha!r}")
+        if max(abs(rank), abs(alpha)) > _MOST and type(alpha) is int:
+            refuse(self.label, "bad_adapter", f"`{show_name(module)}` has a rank or an alpha beyond 2**53")
         return rank, alpha
 
     def scale(self, module: str, rank: int, alpha: float) -> np.float32:
@@ -107,8 +115,12 @@ class Options:
         if not isinstance(patterns, dict):
             refuse(self.label, "bad_adapter", f"`{option}` is not a map of patterns")
         for pattern, value in patterns.items():
-            # A pattern is a regular expression out of a file: a short one without nested repetition cannot run away.
-            if not _PATTERN.fullmatch(pattern) or re.search(r"\)[*+?]|[*+?].*[*+?].*[*+?].*[*+?]", pattern):
+            # A pattern is a regular expression out of a file: a short one without nested repetition and with few ways cannot run away.
+            if (
+                not _PATTERN.fullmatch(pattern)
+                or re.search(r"\)[*+?]|[*+?].*[*+?].*[*+?].*[*+?]", pattern)
+                or _count_ways(pattern, module) > _WAYS
+            ):
                 refuse(self.label, "bad_adapter", f"the pattern `{show_name(pattern)}` is not one that is evaluated")
             try:
                 if re.match(rf"(.*\.)?({pattern})$", module):
@@ -117,6 +129,13 @@ class Options:
                 what = f"the pattern `{show_name(pattern)}` is not a regular expression: {error}"
                 refuse(self.label, "bad_adapter", what)
         return default
+
+
+def _count_ways(pattern: str, module: str) -> int:
+    """At most how many ways a matcher that goes back tries: places of each repetition times alternatives of each group."""
+    repetitions = len(re.findall(r"[*+?]", pattern))
+    alternatives = prod(part.count("|") + 1 for part in re.split(r"[()]", pattern))
+    return (module.count(".") + 1) * alternatives * len(module) ** repetitions
 
 
 def read_options(files: Files) -> Options:
@@ -179,5 +198,5 @@ def _tokens(values: Mapping[str, Any], label: str) -> dict[str, tuple[int, ...]]
 
 
 def refuse(label: str, code: str, what: str, hint: str | None = None) -> NoReturn:
-    """Raise `ModelError`: what `label` is, cannot be merged, and why."""
-    raise ModelError(f"`{label}` cannot be merged: {what}", code=code, hint=hint)
+    """Raise `ModelError`: what `label` is, cannot be merged, and why; without a `hint`, what helps against most errors of that code."""
+    raise ModelError(f"`{label}` cannot be merged: {what}", code=code, hint=hint or _HINTS.get(code))

@@ -7,19 +7,21 @@ a tensor of its own and the configuration says so. A change that is the same on 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modelyard.errors import ModelError
+from modelyard.weights.architecture import build_without_memory
 from modelyard.weights.files import show_name
 from modelyard.weights.merge.names import is_head, is_input_embedding
 from modelyard.weights.merge.plan.options import refuse
 from modelyard.weights.merge.plan.site import Added
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from modelyard.weights.checkpoint import Checkpoint
     from modelyard.weights.merge.plan.disk import Disk
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Parted", "part_tied"]
 
 _FLAG = "tie_word_embeddings"
+_ATTACH = "use it attached, `PeftModel.from_pretrained(base, adapter)`: no folder of this class holds what it computes"
 
 
 @dataclass
@@ -65,6 +68,8 @@ def part_tied(disk: Disk, adapter: Checkpoint, options: Options, sites: dict[str
     for source, others in groups.items():
         if source in disk.mapped.names:
             _part_group(made, _Group(disk, source, tuple(others)), adapter, options)
+    if made.config:
+        _part_rest(made, disk, options)
     return made
 
 
@@ -77,9 +82,17 @@ class _Group:
     others: tuple[str, ...]
 
 
-def _may_be_tied(disk: Disk, sites: Iterable[str]) -> bool:
-    """Whether an embedding changes and may be tied; looks at names and the configuration only."""
-    touched = any(is_head(name) or is_input_embedding(name) or name.endswith("shared.weight") for name in sites)
+def _may_be_tied(disk: Disk, sites: Mapping[str, list[Site]]) -> bool:
+    """Whether an embedding changes and may be tied; looks at names, sizes and the configuration only."""
+    sizes = {part.get("vocab_size") for part in (disk.config, *disk.config.values()) if isinstance(part, dict)}
+    touched = any(
+        is_head(name)
+        or is_input_embedding(name)
+        or name.endswith("shared.weight")
+        # Other classes have other names for them: Mamba `embeddings`, RoBERTa `lm_head.decoder`.
+        or any(site.kind in {"embedding", "tokens"} or site.layout.shape[0] in sizes for site in changes)
+        for name, changes in sites.items()
+    )
     if not touched and all(name in disk.base.home for name in sites):
         return False
     tied = disk.config.get(_FLAG)
@@ -113,13 +126,13 @@ def _part_group(made: Parted, group: _Group, adapter: Checkpoint, options: Optio
         return
     if len(names) > 1:
         what = f"`{show_name(source)}` is one tensor with {', '.join(f'`{show_name(name)}`' for name in others)}"
-        refuse(options.label, "tied_embeddings", f"{what}, and its configuration cannot part them")
+        refuse(options.label, "tied_embeddings", f"{what}, and its configuration cannot part them", hint=_ATTACH)
     (name,) = names
     if any(site.kind == "tokens" for site in changes) and any(site.kind != "tokens" for site in theirs.get(name, [])):
         what = (
             f"single tokens of `{show_name(source)}` were trained and all of `{show_name(name)}`, which are one tensor"
         )
-        refuse(options.label, "tied_embeddings", what)
+        refuse(options.label, "tied_embeddings", what, hint=_ATTACH)
     if name in theirs and _is_same(changes, theirs[name], adapter):
         if name not in stored.values():
             del made.sites[name]
@@ -139,6 +152,30 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration's flags that part the pair: of the whole, and of every part that has one or is the text's."""
     parts = [key for key, part in config.items() if isinstance(part, dict) and (key == "text_config" or _FLAG in part)]
     return {_FLAG: False} | {f"{key}.{_FLAG}": False for key in parts}
+
+
+def _part_rest(made: Parted, disk: Disk, options: Options) -> None:
+    """Write out what else the flag tied: without it, RoBERTa's `lm_head.decoder.bias` is no longer `lm_head.bias`.
+
+    Raises:
+        ModelError: `tied_embeddings`: the class ties the pair whatever its configuration says.
+    """
+    config = deepcopy(dict(disk.config))
+    for key, value in made.config.items():
+        part, _, name = key.rpartition(".")
+        (config[part] if part else config)[name] = value
+    kept = getattr(build_without_memory(config), "all_tied_weights_keys", None) or {}
+    stuck = next((name for name in made.added if name in kept), None)
+    if stuck is not None:
+        what = f"`{show_name(stuck)}` is one tensor with `{show_name(kept[stuck])}` whatever the configuration says"
+        refuse(options.label, "tied_embeddings", what, hint=_ATTACH)
+    for name in disk.mapped.tied:
+        if name in kept or name in made.added or name in disk.mapped.names:
+            continue
+        first = disk.pieces(disk.source(name))[0].tensor
+        info = disk.base.info(first)
+        made.added[name] = Added(first, info.dtype, info.shape)
+        made.sites[name] = [replace(site, tensor=name) for site in made.sites.get(first, ())]
 
 
 def _is_same(ours: list[Site], theirs: list[Site], adapter: Checkpoint) -> bool:
