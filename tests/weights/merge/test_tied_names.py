@@ -51,7 +51,7 @@ def write(folder: Path, make: Callable[[], Any], **options: Any) -> torch.Tensor
             torch.nn.init.normal_(parameter, std=0.3)
     adapted.save_pretrained(str(folder / "adapter"))
     with torch.no_grad():
-        return adapted.eval()(input_ids=IDS).logits
+        return torch.as_tensor(adapted.eval()(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize(

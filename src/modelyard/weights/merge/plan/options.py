@@ -135,7 +135,7 @@ def _count_ways(pattern: str, module: str) -> int:
     """At most how many ways a matcher that goes back tries: places of each repetition times alternatives of each group."""
     repetitions = len(re.findall(r"[*+?]", pattern))
     alternatives = prod(part.count("|") + 1 for part in re.split(r"[()]", pattern))
-    return (module.count(".") + 1) * alternatives * len(module) ** repetitions
+    return (module.count(".") + 1) * alternatives * int(len(module) ** repetitions)
 
 
 def read_options(files: Files) -> Options:
