@@ -158,12 +158,16 @@ def test_what_is_not_offered_says_why(yard: Yard) -> None:
 
 
 def test_a_folder_shows_its_certificate(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
-    """`yard show ./FOLDER` prints how the folder was made; one without a certificate says what to type instead."""
+    """`yard show ./FOLDER` prints how the folder was made and which files are other ones now; without a certificate, what to type."""
     assert yard("convert", "./model", "--to", "./half", "--dtype", "bfloat16")[0] == 0
     code, shown, _ = yard("show", "./half")
     assert (code, shown["certificates"][0]["method"]) == (0, "cast/1")
     assert run(["show", "./half"]) == 0
     assert "convert by cast/1: the same bits everywhere" in capsys.readouterr().out
+    with Path("half/model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x7f")
+    assert yard("show", "./half")[1]["changed"] == ["model.safetensors"]
     code, _, error = yard("show", "./model")
     assert (code, "certificate.json" in error["message"]) == (5, True)
 

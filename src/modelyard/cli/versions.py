@@ -15,6 +15,7 @@ from modelyard.weights.sources import source_form
 
 if TYPE_CHECKING:
     from modelyard.registry import Version, Yard
+    from modelyard.weights.files import FolderFiles
 
 __all__ = ["card", "commit", "import_", "ls", "path", "show", "version_json"]
 
@@ -248,15 +249,29 @@ def _show_folder(folder: Path, as_json: bool) -> None:
     from modelyard.weights.certificate import read
     from modelyard.weights.files import FolderFiles
 
-    found = read(FolderFiles(folder)) if folder.is_dir() else None
-    if found is None:
+    files = FolderFiles(folder) if folder.is_dir() else None
+    found = read(files) if files is not None else None
+    if found is None or files is None:
         raise NotFoundError(
             f"`{folder}` holds no certificate.json", hint=f"what is in it: yard inspect {folder}, yard doctor {folder}"
         )
+    changed = [name for name, digest in found.outputs.items() if _differs(files, name, digest)]
     if as_json:
-        output.json_object({"folder": str(folder), "certificates": [found.to_dict()]})
-    else:
-        _show_certificate(found.to_dict())
+        output.json_object({"folder": str(folder), "certificates": [found.to_dict()], "changed": changed})
+        return
+    _show_certificate(found.to_dict())
+    output.note(
+        f"not as the certificate says: {', '.join(changed)}"
+        if changed
+        else "the files are those that the certificate names"
+    )
+    output.note("a folder's certificate is what its maker says; a version's is what this yard did")
+
+
+def _differs(files: FolderFiles, name: str, digest: str) -> bool:
+    from modelyard.weights.output import hash_file
+
+    return name not in files.names() or str(hash_file(files.path(name))) != digest
 
 
 def _show_certificate(plain: dict[str, Any]) -> None:
