@@ -50,7 +50,7 @@ def convert(
     if origin == "safetensors":
         return _write(source, out, format, asked, kind=type, progress=progress)
     if format == "safetensors" and not asked.keys() - {"dtype"} and (origin == "gguf" or not asked):
-        return _read(source, out, origin, asked.get("dtype"), progress)
+        return _read(source, out, origin, dtype, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as scratch:
         plain = Path(scratch) / "model"
