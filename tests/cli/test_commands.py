@@ -110,7 +110,7 @@ def test_the_single_steps_as_commands(trained: Call, desk: Path) -> None:
     merged = trained("merge", "team/tiny@v1", "--to", "team/merged")[1]
     recipes = {entry["path"]: entry["blake3"] for entry in trained("show", "team/tiny@v2")[1]["files"]}
     alone = {entry["path"]: entry["blake3"] for entry in trained("show", merged["name"])[1]["files"]}
-    assert merged["certificate"]["operation"] == "lora/1"
+    assert merged["certificate"]["method"] == "lora/1"
     assert alone["model.safetensors"] == recipes["model.safetensors"]
 
     report = trained("eval", merged["name"], "--data", "./test.csv", "--task", "exact-match", *columns)[1]
