@@ -10,13 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelyard.derivations.lora import BLOCK_ELEMENTS
 from modelyard.errors import ModelError, RequestError
 from modelyard.weights.carry import carried_files
 from modelyard.weights.certificate import FILE, THIS_MACHINE, Certificate, describe_machine
 from modelyard.weights.checkpoint import Checkpoint, open_checkpoint
 from modelyard.weights.checks import check_weights, read_json
-from modelyard.weights.merge.exact import merge_exact
+from modelyard.weights.merge.exact import MERGE_BLOCK, merge_exact
 from modelyard.weights.merge.plan import plan_adapter
 from modelyard.weights.merge.quantized import (
     check_choice,
@@ -58,7 +57,7 @@ def merge(
     check: bool | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int = MERGE_BLOCK,
 ) -> Certificate:
     """Write base + adapter as a new model folder, and return the certificate, which is in the folder too.
 
@@ -98,7 +97,7 @@ def merge_lora(
     out: Path,
     *,
     progress: Progress | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int = MERGE_BLOCK,
     threads: int | None = None,
 ) -> Certificate:
     """`merge` in mode `exact`, whose certificate is returned and not written into the folder.

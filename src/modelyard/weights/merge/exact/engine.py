@@ -15,7 +15,6 @@ import blake3
 import numpy as np
 
 from modelyard.derivations import STORAGE, Workspace
-from modelyard.derivations.lora import BLOCK_ELEMENTS
 from modelyard.errors import ModelError
 from modelyard.weights.certificate import Certificate
 from modelyard.weights.files import show_name
@@ -35,7 +34,10 @@ if TYPE_CHECKING:
     from modelyard.weights.merge.plan import Plan, Site
     from modelyard.weights.output import Work
 
-__all__ = ["merge_exact"]
+__all__ = ["MERGE_BLOCK", "merge_exact"]
+
+MERGE_BLOCK = 1 << 18
+"""Elements at once in a merge: a step of 64 Ki takes so short that two threads wait for the interpreter's lock between steps."""
 
 _STRIPE_ELEMENTS = 1 << 18
 _COPY_BYTES = 1 << 20
@@ -49,7 +51,7 @@ def merge_exact(
     *,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int = MERGE_BLOCK,
 ) -> Certificate:
     """Write the base's shards with the plan carried out, each exactly.
 
