@@ -212,7 +212,7 @@ def _export_lines(found: Mapping[str, Any]) -> list[str]:
         "",
         "Recorded by `tests/weights/export/test_export_matrix.py` (`make test-slow`): a tiny model of each architecture, exported and compared with its source on single",
         "rows, a padded batch and greedy generation with cache. The number is the largest difference, as a share of the largest value; a letter is a reason, below.",
-        "Quantized types of models this small and untrained differ much: docs/guides/quantizing.md has a trained one.",
+        "Quantized types of models this small and untrained differ much: docs/benchmarks.md has a trained one.",
         f"With {libraries}.",
         "",
         f"| architecture | {' | '.join(targets)} |",

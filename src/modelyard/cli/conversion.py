@@ -100,7 +100,7 @@ def _show_plan(yard: Merging, source: str, options: dict[str, Any], as_json: boo
     "--method",
     metavar="METHOD",
     required=True,
-    help="torchao-int8 or bnb-4bit; docs/guides/quantizing.md has speed and loss of each, and why others are not offered.",
+    help="torchao-int8 or bnb-4bit; docs/guides/quantizing.md says why others are not offered.",
 )
 @click.option("--to", "target", required=True, metavar="TARGET", help=_TO)
 @click.option("--tolerance", type=float, help="The largest difference that passes, relative to the outputs' scale.")
